@@ -1,0 +1,129 @@
+"""How every command starts and ends: Hydra in front, one readable line and an exit code behind.
+
+Exit codes: 0 all done; 1 some cases failed, or a defect; 2 bad usage or configuration. A defect's
+traceback goes to the command's log file, its one line to the terminal.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pancreas_mtl.errors import CaseError, UsageError
+
+CONF_DIR = str(Path(__file__).resolve().parent.parent / "conf")
+log = logging.getLogger("pancreas_mtl")
+
+
+def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+    """Make a Hydra app of `main(config)`; `config_name` is its primary file in `conf/`.
+
+    `main` returns when all went well and raises `UsageError` (exit 2) or `CaseError` (exit 1).
+    """
+
+    def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
+        @wraps(main)
+        def run() -> None:
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands us its exceptions
+            try:
+                _hydra_app(main, config_name)()
+            except (UsageError, HydraException, OmegaConfBaseException) as error:
+                _fail(one_line(error), exit_code=2)
+            except CaseError as error:
+                _fail(one_line(error), exit_code=1)
+            except KeyboardInterrupt:
+                _fail("interrupted", exit_code=130)
+
+        return run
+
+    return decorate
+
+
+def _hydra_app(main: Callable[[DictConfig], None], config_name: str) -> Callable[[], Any]:
+    @hydra.main(version_base="1.3", config_path=CONF_DIR, config_name=config_name)
+    def app(config: DictConfig) -> None:
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise UsageError(f"{missing[0]} is not set: give {missing[0]}=VALUE")
+        try:
+            main(config)
+        except (UsageError, CaseError, OmegaConfBaseException):
+            raise
+        except Exception as error:
+            log.debug("defect", exc_info=True)
+            where = _log_file()
+            raise CaseError(f"defect: {type(error).__name__}: {error} (traceback in {where})") from error
+
+    return app
+
+
+def _log_file() -> str:
+    handlers = logging.getLogger().handlers
+    files = [h.baseFilename for h in handlers if isinstance(h, logging.FileHandler)]
+    return files[0] if files else "no log file"
+
+
+def output_dir() -> Path:
+    """The folder of the running job, as Hydra made it."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error in one line, with a suggestion where a key was mistyped."""
+    text = str(error)
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown:
+        return f"{unknown[1]}: no such key{_suggestion(unknown[1])}"
+    choice = re.search(r"Could not find '([^']+)'\s+Available options in '[^']+':\s+(.*)", text, re.S)
+    if choice:
+        group, _, name = choice[1].rpartition("/")
+        options = ", ".join(choice[2].split("\n\n")[0].split())
+        return f"{group}={name}: no such choice; choose one of: {options}"
+    return " ".join(text.split())
+
+
+def _suggestion(key: str) -> str:
+    known = [line.split("=")[0].lstrip("+~") for line in sys.argv[1:]]
+    candidates = {match for name in config_keys() for match in [name] if name not in known}
+    near = difflib.get_close_matches(key, candidates, n=1)
+    return f"; did you mean {near[0]}?" if near else "; --help lists the keys"
+
+
+def config_keys() -> set[str]:
+    """Every dotted key that appears in a file below `conf/`."""
+    keys: set[str] = set()
+    for path in Path(CONF_DIR).rglob("*.yaml"):
+        group = path.parent.relative_to(CONF_DIR).parts
+        prefix = "" if not group or group[0] == "experiment" else f"{group[0]}."
+        keys |= {prefix + key for key in _flat_keys(OmegaConf.load(path))}
+    return keys
+
+
+def _flat_keys(node: Any, prefix: str = "") -> set[str]:
+    if not isinstance(node, DictConfig):
+        return set()
+    keys = set()
+    for key in node:
+        keys.add(f"{prefix}{key}")
+        child = node._get_node(key)
+        keys |= _flat_keys(child, f"{prefix}{key}.")
+    return keys
+
+
+def _fail(message: str, *, exit_code: int) -> None:
+    name = Path(sys.argv[0]).stem
+    print(f"{name}: {message}", file=sys.stderr)
+    sys.exit(exit_code)
