@@ -16,11 +16,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
+
+if TYPE_CHECKING:  # so that worker processes that only read files start without torch
+    from torch import Tensor
 
 Triple = tuple[int, int, int]
 TripleMm = tuple[float, float, float]
