@@ -65,7 +65,9 @@ def _hydra_app(main: Callable[[DictConfig], None], config_name: str) -> Callable
         except Exception as error:
             log.debug("defect", exc_info=True)
             where = _log_file()
-            raise CaseError(f"defect: {type(error).__name__}: {error} (traceback in {where})") from error
+            raise CaseError(
+                f"defect: {type(error).__name__}: {error} (traceback in {where})"
+            ) from error
 
     return app
 
@@ -87,7 +89,9 @@ def one_line(error: Exception) -> str:
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         return f"{unknown[1]}: no such key{_suggestion(unknown[1])}"
-    choice = re.search(r"Could not find '([^']+)'\s+Available options in '[^']+':\s+(.*)", text, re.S)
+    choice = re.search(
+        r"Could not find '([^']+)'\s+Available options in '[^']+':\s+(.*)", text, re.S
+    )
     if choice:
         group, _, name = choice[1].rpartition("/")
         options = ", ".join(choice[2].split("\n\n")[0].split())

@@ -1,0 +1,1 @@
+"""From folders of CTs to batches on the device."""

@@ -1,0 +1,1 @@
+"""Pancreas and lesion segmentation with lesion subtypes from CT, by one shared network."""

@@ -1,0 +1,1 @@
+"""From a bundle and a CT to a mask and a subtype."""

@@ -1,0 +1,56 @@
+"""The sum that training minimises, with its parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from pancreas_mtl.losses.segmentation import segmentation_loss
+from pancreas_mtl.losses.subtype import lesion_weight, subtype_loss
+from pancreas_mtl.types import Batch, MultitaskOutput
+
+
+class LossParts(NamedTuple):
+    """Scalars; `total` is what is minimised, the others are unweighted."""
+
+    total: Tensor
+    segmentation: Tensor
+    subtype: Tensor
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """How the two losses are joined.
+
+    `subtype_weight` is reached by a linear ramp over `ramp_epochs`, after `wait_epochs` without
+    the subtype's loss.
+    """
+
+    subtype_weight: float = 0.5
+    wait_epochs: float = 0.0
+    ramp_epochs: float = 5.0
+    label_smoothing: float = 0.0
+
+
+def joint_loss(
+    output: MultitaskOutput, batch: Batch, config: LossConfig, epoch: float
+) -> LossParts:
+    """Segmentation loss plus weighted subtype loss; labels that are missing are left out."""
+    segmentation = segmentation_loss(output.segmentation, batch.mask)
+    subtype = subtype_loss(
+        output.subtype,
+        batch.subtype,
+        lesion_weight(batch.mask, batch.lesion_vox),
+        label_smoothing=config.label_smoothing,
+    )
+    return LossParts(segmentation + subtype_weight(config, epoch) * subtype, segmentation, subtype)
+
+
+def subtype_weight(config: LossConfig, epoch: float) -> float:
+    """The subtype's weight at a (fractional) epoch, in [0, config.subtype_weight]."""
+    if config.ramp_epochs <= 0:
+        return config.subtype_weight if epoch >= config.wait_epochs else 0.0
+    ramp = (epoch - config.wait_epochs) / config.ramp_epochs
+    return config.subtype_weight * min(1.0, max(0.0, ramp))

@@ -1,0 +1,148 @@
+"""The shared network: one encoder, a decoder for the mask, a head for the subtype.
+
+The blocks are MONAI's DynUNet's, which are nnU-Net's; they stand in a flat loop, so that every
+encoder level is at hand, the graph compiles and exports, and nnU-Net's weights map onto it one to
+one. B, C, D, H, W as in `types.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from monai.networks.blocks.dynunet_block import UnetOutBlock
+from monai.networks.nets import DynUNet
+from torch import Tensor, nn
+
+from pancreas_mtl.errors import UsageError
+from pancreas_mtl.models.classifiers import HEADS, SubtypeHead
+from pancreas_mtl.types import NUM_LABELS, Evidence, MultitaskOutput, Plan, Triple
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """What a bundle must know, beside its plan, to build the network again.
+
+    `head` is a name in `classifiers.HEADS`; `stages`, `hidden` and `dropout` are the head's.
+    `detach_head` keeps the subtype's gradient out of the shared encoder.
+    """
+
+    head: str = "lesion"
+    stages: tuple[int, ...] = (1, 2, 3)
+    hidden: int = 32
+    dropout: float = 0.2
+    detach_head: bool = False
+
+
+class MultitaskUNet(nn.Module):
+    """A U-Net with a segmentation head per decoder level and one subtype head.
+
+    Args:
+        plan: channels, kernels and strides.
+        config: the subtype head.
+
+    Raises:
+        UsageError: the head or one of its stages does not exist.
+    """
+
+    def __init__(self, plan: Plan, config: NetworkConfig) -> None:
+        super().__init__()
+        unet = DynUNet(
+            spatial_dims=3,
+            in_channels=1,
+            out_channels=NUM_LABELS,
+            kernel_size=plan.kernels,
+            strides=plan.strides,
+            upsample_kernel_size=plan.strides[1:],
+            filters=plan.channels,
+            norm_name=("INSTANCE", {"affine": True}),
+            act_name=("leakyrelu", {"inplace": True, "negative_slope": 0.01}),
+            trans_bias=True,
+        )
+        self.input_block = unet.input_block
+        self.downsamples = unet.downsamples
+        self.bottleneck = unet.bottleneck
+        self.upsamples = unet.upsamples  # deepest first
+        self.segmentation_heads = nn.ModuleList(
+            UnetOutBlock(3, width, NUM_LABELS) for width in plan.channels[:-1]
+        )  # finest first
+        self.subtype_head = build_head(plan, config)
+        self.detach_head = config.detach_head
+
+    def forward(self, image: Tensor) -> MultitaskOutput:
+        """Logits of the mask at every decoder level, and of the subtype from this window alone.
+
+        `image` is (B, 1, D, H, W), normalised, each size divisible by the plan's strides.
+        """
+        features = self.encode(image)
+        segmentation = self.decode(features, levels=len(self.segmentation_heads))
+        evidence = self.gather(features, segmentation[0])
+        return MultitaskOutput(segmentation, self.classify(evidence), evidence)
+
+    def window(self, image: Tensor) -> tuple[Tensor, Evidence]:
+        """What prediction needs of one window: logits (B, C, D, H, W) and evidence."""
+        features = self.encode(image)
+        (logits,) = self.decode(features, levels=1)
+        return logits, self.gather(features, logits)
+
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """Features of every stage, finest first."""
+        features = [self.input_block(image)]
+        for block in (*self.downsamples, self.bottleneck):
+            features.append(block(features[-1]))
+        return features
+
+    def decode(self, features: Sequence[Tensor], *, levels: int) -> tuple[Tensor, ...]:
+        """Logits of the `levels` finest decoder levels, finest first."""
+        x = features[-1]
+        decoded: list[Tensor] = []
+        for block, skip in zip(self.upsamples, reversed(features[:-1]), strict=True):
+            x = block(x, skip)
+            decoded.insert(0, x)
+        heads = list(self.segmentation_heads)[:levels]
+        return tuple(head(level) for head, level in zip(heads, decoded[:levels], strict=True))
+
+    def gather(self, features: Sequence[Tensor], logits: Tensor) -> Evidence:
+        """The subtype head's evidence in float32; the mask it looks through has no gradient."""
+        if self.detach_head:
+            features = [level.detach() for level in features]
+        with torch.autocast(logits.device.type, enabled=False):
+            probabilities = logits.detach().float().softmax(dim=1)
+            evidence: Evidence = self.subtype_head.gather(features, probabilities)
+        return evidence
+
+    def classify(self, evidence: Evidence) -> Tensor:
+        """Subtype logits (B, S), float32."""
+        with torch.autocast(evidence.sums.device.type, enabled=False):
+            logits: Tensor = self.subtype_head(evidence)
+        return logits
+
+
+def build_head(plan: Plan, config: NetworkConfig) -> SubtypeHead:
+    """The head that `config` names, fitted to the plan's stages."""
+    if config.head not in HEADS:
+        raise UsageError(f"model.head={config.head}: choose one of {', '.join(HEADS)}")
+    depth = len(plan.channels)
+    outside = [s for s in config.stages if not -depth <= s < depth]
+    if outside or not config.stages:
+        raise UsageError(
+            f"model.stages={list(config.stages)}: this plan has stages 0 to {depth - 1}"
+        )
+    return HEADS[config.head](
+        plan.channels,
+        reductions(plan.strides),
+        stages=config.stages,
+        hidden=config.hidden,
+        dropout=config.dropout,
+    )
+
+
+def reductions(strides: Sequence[Triple]) -> list[Triple]:
+    """By how much each stage's grid is coarser than the input's."""
+    total = (1, 1, 1)
+    steps = []
+    for d, h, w in strides:
+        total = (total[0] * d, total[1] * h, total[2] * w)
+        steps.append(total)
+    return steps

@@ -1,0 +1,1 @@
+"""The LightningModule, its schedules and callbacks."""
