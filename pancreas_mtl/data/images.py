@@ -80,7 +80,8 @@ def round_labels(values: npt.NDArray[Any]) -> LabelArray:
     labels = values if values.dtype.kind in "iu" else np.rint(values)
     good = (labels >= 0) & (labels < NUM_LABELS)
     if labels is not values:
-        good &= np.abs(values - labels) <= LABEL_TOLERANCE
+        with np.errstate(invalid="ignore"):  # infinite values are not good as it is
+            good &= np.abs(values - labels) <= LABEL_TOLERANCE
     if not good.all():
         raise ValueError(f"the value {values[~good][0]:.17g}")
     return labels.astype(np.uint8)
@@ -161,8 +162,8 @@ def geometry_warnings(grid: SourceGrid) -> list[str]:
     sform, qform = grid.header.get_sform(coded=True)[0], None
     try:
         qform = grid.header.get_qform(coded=True)[0]
-    except nib.spatialimages.HeaderDataError:
-        return ["its qform is invalid; the sform counts"]
+    except ValueError:
+        return ["its qform is no rotation; the sform counts"]
     if sform is None and qform is None:
         return ["neither sform nor qform is set: its orientation is a guess"]
     if sform is not None and qform is not None:

@@ -143,6 +143,8 @@ def _parsed(path: Path, stream: BinaryIO) -> NiftiFile:
     header_class = nib.Nifti2Header if is_nifti2 else nib.Nifti1Header
     header = header_class(raw + _take(stream, header_class.sizeof_hdr - 4), check=False)
     header.check_fix(logger=_quiet)
+    if header["magic"].item() != header.single_magic:
+        raise HeaderDataError("its voxels are in another file")
     offset = float(header["vox_offset"])
     if not offset <= _MAX_OFFSET:
         raise HeaderDataError(f"its voxels begin at byte {offset:g}")
@@ -169,9 +171,12 @@ def _checked_shape(path: Path, header: Any) -> Triple:
 
 
 def _checked_affine(path: Path, header: Any) -> npt.NDArray[np.float64]:
-    affine = np.array(header.get_best_affine(), dtype=np.float64)
-    affine[:3] *= _MM_PER_UNIT.get(int(header["xyzt_units"]) % 8, 1.0)
     remedy = "mend its sform or qform"
+    try:
+        affine = np.array(header.get_best_affine(), dtype=np.float64)
+    except ValueError:
+        raise _bad(path, "has a qform that is no rotation", remedy) from None
+    affine[:3] *= _MM_PER_UNIT.get(int(header["xyzt_units"]) % 8, 1.0)
     if not np.isfinite(affine).all():
         raise _bad(path, "has an affine that is not finite", remedy)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
