@@ -1,0 +1,16 @@
+"""Phantom CT crops around the pancreas: data that anyone may have, with references.
+
+statistics  sizes, volumes and difficulties to draw from
+geometry    signed distance fields on the lattices of a crop
+lesions     the three subtypes
+neighbours  vessels, bowel, solid organs, bone and fat around the pancreas
+anatomy     one crop, before the scanner
+scanner     slices, pixels, partial volume and noise
+case        one finished case
+dataset     a whole dataset on disk
+"""
+
+from pancreas_mtl.data.phantom.case import PhantomCase, make_phantom
+from pancreas_mtl.data.phantom.dataset import PhantomPlan, write_dataset
+
+__all__ = ["PhantomCase", "PhantomPlan", "make_phantom", "write_dataset"]

@@ -1,0 +1,94 @@
+"""What a phantom is drawn from: sizes and volumes of real cases, and the two difficulties.
+
+The quantiles describe crops around the pancreas in portal-venous CT; drawing from them is by the
+inverse of the cumulative distribution, interpolated geometrically between the quantiles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.special import ndtr
+
+from pancreas_mtl.types import Triple, TripleMm
+
+Difficulty = Literal["easy", "hard"]
+Size = Literal["full", "small"]
+
+PROBABILITIES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+SLICES = (21, 37, 49, 63, 100, 142, 244)
+ROWS = (68, 86, 103, 119, 136, 166, 272)
+COLUMNS = (93, 134, 162, 179, 200, 243, 459)
+SPACING_Z_MM = (0.45, 0.7, 1.0, 2.0, 3.0, 4.0, 8.0)
+SPACING_XY_MM = (0.33, 0.56, 0.68, 0.73, 0.78, 0.89, 0.98)
+PANCREAS_ML = (8, 30, 45, 62, 78, 105, 136)
+LESION_ML = (0.02, 0.7, 2.7, 7.5, 15, 60, 637)
+LESION_BY_SUBTYPE = (0.72, 1.02, 1.06)  # median lesion volume, relative to that of all cases
+SUBTYPE_SHARES = (62 / 252, 106 / 252, 84 / 252)
+
+MAX_LESION_SHARE = 0.2  # of the crop; more than this does not fit beside the pancreas
+COARSENING = {"full": 1, "small": 2}  # voxel edge, relative to the scanner's
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How visible organs and subtypes are."""
+
+    noise_hu: tuple[float, float]  # range of the noise's standard deviation at full size
+    fat_plane_mm: tuple[float, float]  # between the pancreas and its neighbours
+    pancreas_hu: tuple[float, float]  # mean and standard deviation over the cases
+    neighbours_alike: float  # 0: organs have their own HU; 1: all that of the pancreas
+    lesion_contrast: float  # 1: subtypes differ in mean HU; 0: only in texture and border
+    smallest_lesion: float  # lowest cumulative probability of the lesion's volume
+
+
+RECIPES: dict[str, Recipe] = {
+    "easy": Recipe((6, 10), (2.0, 4.0), (92, 7), 0.0, 1.0, 0.07),
+    "hard": Recipe((12, 18), (0.0, 1.5), (80, 18), 0.85, 0.15, 0.02),
+}
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The numbers of one case before anything is drawn."""
+
+    shape: Triple
+    spacing_mm: TripleMm
+    pancreas_ml: float  # without the lesion
+    lesion_ml: float
+
+    @property
+    def extent_mm(self) -> TripleMm:
+        """Edges of the crop."""
+        d, h, w = (n * s for n, s in zip(self.shape, self.spacing_mm, strict=True))
+        return d, h, w
+
+
+def quantile(values: tuple[float, ...], probability: float) -> float:
+    """The value at a cumulative probability in [0, 1], interpolated geometrically."""
+    return float(np.exp(np.interp(probability, PROBABILITIES, np.log(values))))
+
+
+def draw_case(rng: np.random.Generator, subtype: int, recipe: Recipe) -> Draw:
+    """Sizes and volumes of one case.
+
+    Thick slices come with few slices, and large lesions and pancreata with large crops, as a
+    Gaussian copula; every single quantity follows its quantiles.
+    """
+    z = rng.standard_normal(7)
+    body = z[0]
+    spacing_z = quantile(SPACING_Z_MM, ndtr(z[1]))
+    slices = quantile(SLICES, ndtr(-0.93 * z[1] + 0.25 * body + 0.27 * z[2]))
+    spacing_xy = quantile(SPACING_XY_MM, ndtr(z[3]))
+    rows = quantile(ROWS, ndtr(-0.4 * z[3] + 0.7 * body + 0.59 * z[4]))
+    columns = quantile(COLUMNS, ndtr(-0.4 * z[3] + 0.7 * body + 0.59 * z[5]))
+    pancreas_ml = quantile(PANCREAS_ML, ndtr(0.4 * body + 0.917 * z[6]))
+    lesion_z = 0.6 * body + 0.8 * rng.standard_normal()
+    rank = recipe.smallest_lesion + (1 - recipe.smallest_lesion) * ndtr(lesion_z)
+    shape = (round(slices), round(rows), round(columns))
+    spacing_mm = (spacing_z, spacing_xy, spacing_xy)
+    crop_ml = float(np.prod(shape) * np.prod(spacing_mm)) / 1000
+    lesion_ml = quantile(LESION_ML, rank) * LESION_BY_SUBTYPE[subtype]
+    return Draw(shape, spacing_mm, pancreas_ml, min(lesion_ml, MAX_LESION_SHARE * crop_ml))
