@@ -55,15 +55,15 @@ def make_phantom(
     subtype = subtype_of(seed, index)
     rng = np.random.default_rng([seed, index])
     draw = draw_case(rng, subtype, recipe)
-    hu, whole, lesion = build_anatomy(rng, draw, subtype, recipe)
+    anatomy = build_anatomy(rng, draw, subtype, recipe)
     noise_hu = rng.uniform(*recipe.noise_hu) / COARSENING[size]
     d, h, w = (max(SMALLEST_AXIS_VOX, round(n / COARSENING[size])) for n in draw.shape)
     shape = (d, h, w)
     z, y, x = (e / n for e, n in zip(draw.extent_mm, shape, strict=True))
     spacing_mm = (z, y, x)
     labels = np.zeros(shape, np.uint8)
-    labels[scanner.sample(whole, shape, spacing_mm) > 0.5] = Label.PANCREAS
-    labels[scanner.sample(lesion, shape, spacing_mm) > 0.5] = Label.LESION
-    image = scanner.sample(hu, shape, spacing_mm)
+    labels[scanner.sample(anatomy.whole_pancreas, shape, spacing_mm) > 0.5] = Label.PANCREAS
+    labels[scanner.sample(anatomy.lesion, shape, spacing_mm) > 0.5] = Label.LESION
+    image = scanner.sample(anatomy.hu, shape, spacing_mm)
     image += scanner.noise(rng, shape, spacing_mm, noise_hu)
     return PhantomCase(scanner.to_hu(image), labels, spacing_mm, subtype)

@@ -18,100 +18,116 @@ from pancreas_mtl.types import FloatArray, Triple, TripleMm
 
 COARSE_MM = 3.0
 FINE_MM = 1.25
-Points = npt.NDArray[np.float64]  # (n, 3), positions
+FACE_MARGIN_MM = 2.5
+Points = npt.NDArray[np.float64]  # (n, 3) positions, or (3,) for one
+Axes = tuple[FloatArray, FloatArray, FloatArray]  # positions along D, H, W, ready to broadcast
 
 
 @dataclass(frozen=True)
 class Space:
-    """A crop in millimetres with its coarse and fine lattices."""
+    """A crop in millimetres with its coarse and fine lattices of cell centres."""
 
     extent_mm: TripleMm
 
-    @property
+    @cached_property
     def fine_shape(self) -> Triple:
         """Voxels of the lattice in which the anatomy is drawn."""
         return _shape(self.extent_mm, FINE_MM)
+
+    @cached_property
+    def coarse_shape(self) -> Triple:
+        """Voxels of the lattice in which distances are computed."""
+        return _shape(self.extent_mm, COARSE_MM)
+
+    @cached_property
+    def fine(self) -> Axes:
+        """Positions of the fine lattice."""
+        return _positions(self.extent_mm, self.fine_shape)
+
+    @cached_property
+    def coarse(self) -> Axes:
+        """Positions of the coarse lattice."""
+        return _positions(self.extent_mm, self.coarse_shape)
 
     @property
     def fine_ml(self) -> float:
         """Volume of one fine voxel."""
         return float(np.prod(self.extent_mm) / np.prod(self.fine_shape)) / 1000
 
-    @cached_property
-    def coarse(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Positions of the coarse lattice, ready to broadcast."""
-        return _positions(self.extent_mm, COARSE_MM)
-
-    @cached_property
-    def fine(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Positions of the fine lattice, ready to broadcast."""
-        return _positions(self.extent_mm, FINE_MM)
-
-    def at(self, d: float, h: float, w: float) -> npt.NDArray[np.float64]:
-        """The position at fractions of the crop's edges."""
-        return np.array([d, h, w]) * self.extent_mm
+    def at(self, fractions: Points | TripleMm) -> Points:
+        """Positions at fractions of the crop's edges."""
+        return np.asarray(fractions) * self.extent_mm
 
     def refine(self, field: FloatArray) -> FloatArray:
         """A lattice of any pitch over this crop, interpolated to the fine one."""
-        matrices = [
-            _spline_matrix(n, m) for n, m in zip(field.shape, self.fine_shape, strict=True)
+        return _interpolate(field, self.fine_shape)
+
+    def coarsen(self, field: FloatArray) -> FloatArray:
+        """Nearest values of a fine field on the coarse lattice."""
+        index = [
+            np.arange(m) * n // m + n // (2 * m)
+            for n, m in zip(self.fine_shape, self.coarse_shape, strict=True)
         ]
-        return apply_along_axes(matrices, field)
+        return field[np.ix_(*index)]
 
     def noise(self, rng: np.random.Generator, scale_mm: float) -> FloatArray:
         """Smooth noise of about unit variance on the fine lattice; bumps of about `scale_mm`."""
-        lattice = rng.standard_normal(_shape(self.extent_mm, scale_mm), dtype=np.float32)
-        return self.refine(lattice * 1.35)
+        return self.refine(_lattice_noise(rng, self.extent_mm, scale_mm))
 
     def coarse_noise(self, rng: np.random.Generator, scale_mm: float) -> FloatArray:
         """The same on the coarse lattice."""
-        lattice = rng.standard_normal(_shape(self.extent_mm, scale_mm), dtype=np.float32)
-        shape = _shape(self.extent_mm, COARSE_MM)
-        matrices = [_spline_matrix(n, m) for n, m in zip(lattice.shape, shape, strict=True)]
-        return apply_along_axes(matrices, lattice * 1.35)
+        return _interpolate(_lattice_noise(rng, self.extent_mm, scale_mm), self.coarse_shape)
+
+    def face_penalty(self) -> FloatArray:
+        """A large field value beside the crop's faces, which keeps shapes from touching them."""
+        penalty = np.zeros(self.fine_shape, np.float32)
+        for axis, (x, extent) in enumerate(zip(self.fine, self.extent_mm, strict=True)):
+            beside = (np.minimum(x, extent - x) < FACE_MARGIN_MM).ravel()
+            penalty[(slice(None),) * axis + (beside,)] = 1e3
+        return penalty
 
 
 def apply_along_axes(matrices: Sequence[FloatArray], array: FloatArray) -> FloatArray:
     """Multiply one `(out, in)` matrix along each axis of a `(D, H, W)` array."""
-    result = array.astype(np.float32, copy=False)
-    for matrix in matrices:  # each product moves the next axis to the front
-        result = np.tensordot(result, matrix, axes=(0, 1))
-    return result
+    for matrix in matrices:  # each product takes the first axis and appends the new one
+        array = np.tensordot(array, matrix, axes=(0, 1))
+    return array
 
 
-def ellipsoid(space: Space, centre: npt.NDArray[np.float64], radii_mm: TripleMm) -> FloatArray:
+def curve(control: Points, count: int = 60) -> Points:
+    """A smooth curve through the control points, as `count` points."""
+    spline = CubicSpline(np.linspace(0, 1, len(control)), control)
+    return spline(np.linspace(0, 1, count))
+
+
+def ellipsoid(space: Space, centre: Points, radii_mm: Sequence[float]) -> FloatArray:
     """Approximate signed distance to an ellipsoid along the axes, on the coarse lattice."""
-    scaled = [
-        ((x - c) / r) ** 2 for x, c, r in zip(space.coarse, centre, radii_mm, strict=True)
-    ]
-    return (np.sqrt(scaled[0] + scaled[1] + scaled[2]) - 1) * np.float32(min(radii_mm))
+    d, h, w = (
+        ((x - np.float32(c)) / np.float32(r)) ** 2
+        for x, c, r in zip(space.coarse, centre, radii_mm, strict=True)
+    )
+    return (np.sqrt(d + h + w) - 1) * np.float32(min(radii_mm))
 
 
-def curve(control: Points, count: int) -> Points:
-    """A smooth curve through the control points, `count` points evenly spaced in its parameter."""
-    knots = np.linspace(0, 1, len(control))
-    return CubicSpline(knots, control)(np.linspace(0, 1, count))
+def tube(space: Space, line: Points, radius_mm: float) -> FloatArray:
+    """Signed distance to a tube of constant radius, on the coarse lattice."""
+    relative, _ = tapering_tube(space, line, np.full(len(line), radius_mm))
+    return (relative - 1) * np.float32(radius_mm)
 
 
-def tube(
-    space: Space, line: Points, radius_mm: npt.NDArray[np.float64]
+def tapering_tube(
+    space: Space, line: Points, radius: npt.NDArray[np.floating]
 ) -> tuple[FloatArray, FloatArray]:
     """Distance to a curve in units of its local radius, and that radius (coarse lattice)."""
-    best = np.full(_shape(space.extent_mm, COARSE_MM), np.inf, np.float32)
-    local = np.zeros_like(best)
-    for point, radius in zip(line.astype(np.float32), radius_mm.astype(np.float32), strict=True):
-        d, h, w = (((x - c) / radius) ** 2 for x, c in zip(space.coarse, point, strict=True))
+    best = np.full(space.coarse_shape, np.inf, np.float32)
+    local = np.ones_like(best)
+    for point, scale in zip(line.astype(np.float32), radius.astype(np.float32), strict=True):
+        d, h, w = (((x - c) / scale) ** 2 for x, c in zip(space.coarse, point, strict=True))
         squared = d + h + w
         closer = squared < best
-        best[closer] = squared[closer]
-        local[closer] = radius
+        np.copyto(best, squared, where=closer)
+        np.copyto(local, scale, where=closer)
     return np.sqrt(best), local
-
-
-def tube_distance(space: Space, line: Points, radius_mm: float) -> FloatArray:
-    """Signed distance to a tube of constant radius, on the coarse lattice."""
-    relative, _ = tube(space, line, np.full(len(line), radius_mm))
-    return (relative - 1) * np.float32(radius_mm)
 
 
 def coverage(distance: FloatArray, softness_mm: float = FINE_MM) -> FloatArray:
@@ -119,23 +135,34 @@ def coverage(distance: FloatArray, softness_mm: float = FINE_MM) -> FloatArray:
     return np.clip(0.5 - distance / np.float32(softness_mm), 0, 1)
 
 
+def _lattice_noise(
+    rng: np.random.Generator, extent_mm: TripleMm, scale_mm: float
+) -> FloatArray:
+    lattice = rng.standard_normal(_shape(extent_mm, scale_mm), dtype=np.float32)
+    return lattice * np.float32(1.35)  # interpolation takes away about that much
+
+
+def _interpolate(field: FloatArray, shape: Triple) -> FloatArray:
+    matrices = [_spline_matrix(n, m) for n, m in zip(field.shape, shape, strict=True)]
+    return apply_along_axes(matrices, field)
+
+
+@lru_cache(maxsize=256)
+def _spline_matrix(n: int, m: int) -> FloatArray:
+    """Cubic interpolation of `n` cell centres of the unit interval at `m` of them."""
+    spline = make_interp_spline((np.arange(n) + 0.5) / n, np.eye(n), k=3)
+    inside = np.clip((np.arange(m) + 0.5) / m, 0.5 / n, 1 - 0.5 / n)
+    return spline(inside).astype(np.float32)
+
+
 def _shape(extent_mm: TripleMm, step_mm: float) -> Triple:
     d, h, w = (max(4, round(e / step_mm)) for e in extent_mm)
     return d, h, w
 
 
-def _positions(extent_mm: TripleMm, step_mm: float) -> tuple[FloatArray, FloatArray, FloatArray]:
-    shape = _shape(extent_mm, step_mm)
+def _positions(extent_mm: TripleMm, shape: Triple) -> Axes:
     d, h, w = (
         ((np.arange(n) + 0.5) * e / n).astype(np.float32)
         for n, e in zip(shape, extent_mm, strict=True)
     )
     return d[:, None, None], h[None, :, None], w[None, None, :]
-
-
-@lru_cache(maxsize=256)
-def _spline_matrix(n: int, m: int) -> FloatArray:
-    """Cubic interpolation of `n` cell centres of an interval at `m` of them."""
-    spline = make_interp_spline((np.arange(n) + 0.5) / n, np.eye(n), k=3)
-    inside = np.clip((np.arange(m) + 0.5) / m, 0.5 / n, 1 - 0.5 / n)
-    return spline(inside).astype(np.float32)

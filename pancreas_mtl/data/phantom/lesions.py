@@ -1,7 +1,7 @@
 """Lesions of three subtypes, told apart by texture, border and enhancement.
 
-0: cystic with a thin enhancing rim; 1: infiltrating and hypo-enhancing, with spiculated border and
-a dilated duct upstream; 2: well-defined and hyper-enhancing, with nodular texture.
+0 is cystic with a thin enhancing rim; 1 infiltrates, with a soft and spiculated border, and
+obstructs the duct; 2 is well-defined, with hyper-enhancing nodules.
 """
 
 from __future__ import annotations
@@ -16,22 +16,29 @@ from pancreas_mtl.data.phantom.statistics import Recipe
 from pancreas_mtl.types import FloatArray
 
 CYSTIC, INFILTRATING, HYPERENHANCING = range(3)
-LOBULATION = (0.05, 0.26, 0.05)  # of the border, as a share of the radius, by subtype
-BORDER_MM = (1.25, 4.0, 1.25)  # softness of the border in the image
-CONTRAST_HU = (-45.0, -45.0, 65.0)  # lesion minus pancreas in the easy recipe
 RIM_MM = 2.4
 RIM_HU = 85.0  # rim minus core
-NODULES_HU = 28.0
-DUCT_HU = 15.0
+NODULES_HU = 26.0  # standard deviation of the texture that they make
+OBSTRUCTED_SHARE = (0.1, 0.95, 0.05)  # of the lesions of a subtype, with a dilated duct upstream
 
 
 @dataclass(frozen=True)
-class Lesion:
-    """A lesion on the fine lattice."""
+class Border:
+    """The outline of a subtype: bumps on an ellipsoid, `height` relative to its radius."""
 
-    distance: FloatArray  # signed, in mm
-    hu: FloatArray
-    border_mm: float
+    bumps: int
+    height: tuple[float, float]
+    sharpness: int  # the larger, the more a bump looks like a spike
+    softness_mm: float  # width over which the lesion's HU fades into its surroundings
+
+
+BORDERS = (
+    Border(8, (-0.08, 0.12), 2, 1.25),
+    Border(16, (0.15, 0.6), 12, 4.5),
+    Border(8, (-0.06, 0.08), 2, 1.25),
+)
+CONTRAST_HU = (-45.0, -42.0, 62.0)  # lesion minus pancreas where mean HU tells the subtypes apart
+ANY_CONTRAST_HU = (18.0, 36.0)  # its size where it does not, of either sign
 
 
 def lesion_distance(
@@ -41,16 +48,23 @@ def lesion_distance(
     volume_ml: float,
     subtype: int,
 ) -> FloatArray:
-    """Signed distance (mm) to a lobulated ellipsoid of exactly the volume given."""
-    radius_mm = (volume_ml * 1000 * 3 / (4 * np.pi)) ** (1 / 3)
-    axes = np.exp(rng.normal(0, 0.12, 3))
-    squared = np.zeros((), np.float32)
-    for x, c, a in zip(space.fine, centre, axes, strict=True):
-        squared = squared + ((x - c) / np.float32(a)) ** 2
-    lobes = space.noise(rng, float(np.clip(0.55 * radius_mm, 3.5, 9)))
-    field = np.sqrt(squared) * (1 + np.float32(LOBULATION[subtype]) * np.clip(lobes, -2, 2))
-    field += border_penalty(space)
-    return field - threshold_for_volume(field, volume_ml / space.fine_ml)
+    """Signed distance (mm, fine lattice) to a star-shaped lesion of exactly the volume given."""
+    border = BORDERS[subtype]
+    axes = np.exp(rng.normal(0, 0.12, 3)).astype(np.float32)
+    offset = [(x - np.float32(c)) / a for x, c, a in zip(space.fine, centre, axes, strict=True)]
+    field = np.sqrt(offset[0] ** 2 + offset[1] ** 2 + offset[2] ** 2)
+    near = _box_around(offset, 2.2 * sphere_radius_mm(volume_ml) + 6)
+    d, h, w = (x[tuple(s if n > 1 else slice(None) for s, n in zip(near, x.shape, strict=True))]
+               for x in offset)
+    inverse = 1 / np.maximum(field[near], np.float32(1e-3))
+    outline = np.ones_like(inverse)
+    for direction in rng.standard_normal((border.bumps, 3)):
+        a, b, c = (direction / np.linalg.norm(direction)).astype(np.float32)
+        cosine = np.maximum((a * d + b * h + c * w) * inverse, 0)
+        outline += np.float32(rng.uniform(*border.height)) * cosine**border.sharpness
+    field[near] /= outline
+    field += space.face_penalty()
+    return field - level_of_volume(field, volume_ml / space.fine_ml)
 
 
 def lesion_hu(
@@ -60,35 +74,39 @@ def lesion_hu(
     subtype: int,
     pancreas_hu: float,
     recipe: Recipe,
-) -> Lesion:
-    """Enhancement of the lesion inside and a little beyond its border."""
-    inside = distance < 0
+) -> FloatArray:
+    """Enhancement inside the lesion, on the fine lattice; its mean depends on the recipe."""
     texture = space.noise(rng, 3.5)
     if subtype == CYSTIC:
-        depth = float(-distance.min())
-        rim = coverage(-distance - min(RIM_MM, 0.45 * depth))
-        hu = RIM_HU * rim + 3 * texture
+        rim_mm = min(RIM_MM, -0.45 * float(distance.min()))
+        hu = np.float32(RIM_HU) * coverage(-distance - rim_mm) + 3 * texture
     elif subtype == INFILTRATING:
-        hu = 9 * texture + 8 * space.noise(rng, 8.0)
+        hu = 8 * texture + 8 * space.noise(rng, 9.0)
     else:
-        hu = NODULES_HU * np.clip(texture, -0.6, 1.8)
-    contrast = CONTRAST_HU[subtype] * recipe.lesion_contrast + rng.normal(0, 6)
-    mean_hu = pancreas_hu + contrast
-    hu = hu + np.float32(mean_hu - hu[inside].mean() if inside.any() else 0)
-    return Lesion(distance, hu.astype(np.float32), BORDER_MM[subtype])
+        hu = np.float32(NODULES_HU * 1.5) * np.clip(texture, -0.5, 1.6)
+    told = recipe.contrast_tells
+    any_contrast = rng.choice((-1, 1)) * rng.uniform(*ANY_CONTRAST_HU)
+    contrast = told * CONTRAST_HU[subtype] + (1 - told) * any_contrast
+    mean_hu = pancreas_hu + contrast + rng.normal(0, 5)
+    return hu + np.float32(mean_hu - hu[distance < 0].mean())
 
 
-def border_penalty(space: Space, margin_mm: float = 2.5) -> FloatArray:
-    """A large field value beside the crop's faces, which keeps shapes from touching them."""
-    penalty = np.zeros(space.fine_shape, np.float32)
-    for axis, (x, extent) in enumerate(zip(space.fine, space.extent_mm, strict=True)):
-        beside = (np.minimum(x, extent - x) < margin_mm).ravel()
-        penalty[(slice(None),) * axis + (beside,)] = 1e3
-    return penalty
+def sphere_radius_mm(volume_ml: float) -> float:
+    """Radius of the sphere with this volume."""
+    return float((volume_ml * 1000 * 3 / (4 * np.pi)) ** (1 / 3))
 
 
-def threshold_for_volume(field: FloatArray, count: float) -> float:
+def level_of_volume(field: FloatArray, count: float) -> np.float32:
     """The level below which `count` voxels of the field lie, at least one."""
     k = int(np.clip(round(count), 1, field.size - 1))
     lower, upper = np.partition(field.ravel(), (k - 1, k))[k - 1 : k + 1]
-    return float((lower + upper) / 2)
+    return np.float32((lower + upper) / 2)
+
+
+def _box_around(offset: list[FloatArray], radius_mm: float) -> tuple[slice, ...]:
+    """The part of the lattice within a distance of the origin, along each axis."""
+    box = []
+    for x in offset:
+        inside = np.flatnonzero(np.abs(x.ravel()) < radius_mm)
+        box.append(slice(int(inside[0]), int(inside[-1]) + 1))
+    return tuple(box)

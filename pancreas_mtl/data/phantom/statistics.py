@@ -34,19 +34,39 @@ COARSENING = {"full": 1, "small": 2}  # voxel edge, relative to the scanner's
 
 @dataclass(frozen=True)
 class Recipe:
-    """How visible organs and subtypes are."""
+    """How visible organs and subtypes are; ranges are drawn from evenly."""
 
-    noise_hu: tuple[float, float]  # range of the noise's standard deviation at full size
+    noise_hu: tuple[float, float]  # standard deviation at full size
     fat_plane_mm: tuple[float, float]  # between the pancreas and its neighbours
     pancreas_hu: tuple[float, float]  # mean and standard deviation over the cases
+    lobules_from: float  # the lower, the more fatty clefts
     neighbours_alike: float  # 0: organs have their own HU; 1: all that of the pancreas
-    lesion_contrast: float  # 1: subtypes differ in mean HU; 0: only in texture and border
+    collapsed: float  # share of the bowel loops that are without lumen
+    contrast_tells: float  # 1: subtypes differ in mean HU; 0: only in texture and border
     smallest_lesion: float  # lowest cumulative probability of the lesion's volume
 
 
 RECIPES: dict[str, Recipe] = {
-    "easy": Recipe((6, 10), (2.0, 4.0), (92, 7), 0.0, 1.0, 0.07),
-    "hard": Recipe((12, 18), (0.0, 1.5), (80, 18), 0.85, 0.15, 0.02),
+    "easy": Recipe(
+        noise_hu=(6, 10),
+        fat_plane_mm=(2.0, 4.0),
+        pancreas_hu=(92, 7),
+        lobules_from=1.5,
+        neighbours_alike=0.0,
+        collapsed=0.0,
+        contrast_tells=1.0,
+        smallest_lesion=0.07,
+    ),
+    "hard": Recipe(
+        noise_hu=(12, 18),
+        fat_plane_mm=(0.0, 1.5),
+        pancreas_hu=(80, 18),
+        lobules_from=1.2,
+        neighbours_alike=0.85,
+        collapsed=0.4,
+        contrast_tells=0.1,
+        smallest_lesion=0.02,
+    ),
 }
 
 
