@@ -46,7 +46,7 @@ def fingerprint_case(case: Case) -> CaseFingerprint:
     image = read_image(case.image)
     values = np.empty(0, dtype=np.float32)
     if case.mask is not None:
-        foreground = image.array[read_mask(case.mask).array > 0]
+        foreground = image.array[read_mask(case.mask, grid=image.source).array > 0]
         draw = np.random.default_rng(0).integers(
             0, max(1, foreground.size), size=min(SAMPLES_PER_CASE, foreground.size)
         )

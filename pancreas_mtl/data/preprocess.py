@@ -92,9 +92,11 @@ def preprocess(
     except OSError as error:
         raise UsageError(f"{cache_dir}: {error.strerror}; give paths.cache=DIR") from error
     one = partial(preprocess_case, plan=plan, cache_dir=cache_dir)
-    done: dict[str, CacheEntry] = {}
+    found = ((case, _load_entry(case, cache_dir / cache_key(case, plan))) for case in cases)
+    done = {case.name: entry for case, entry in found if entry is not None}
+    missing = [case for case in cases if case.name not in done]
     failures: list[Exception] = []
-    for case, result in map_in_processes(one, cases, workers=workers, label="preprocess"):
+    for case, result in map_in_processes(one, missing, workers=workers, label="preprocess"):
         if isinstance(result, Exception):
             failures.append(result)
         else:
@@ -115,12 +117,7 @@ def preprocess_case(case: Case, *, plan: Plan, cache_dir: Path) -> CacheEntry:
     image = prepare_image(volume, plan.intensity, plan.spacing_mm)
     mask = np.full(image.shape, UNKNOWN, dtype=np.int8)
     if case.mask is not None:
-        reference = read_mask(case.mask)
-        if reference.array.shape != volume.array.shape:
-            raise CaseError(
-                f"{case.mask}: shape {reference.source.shape} differs from the image's "
-                f"{volume.source.shape}: resample the mask to the image's grid"
-            )
+        reference = read_mask(case.mask, grid=volume.source)
         orders = spline_orders(volume.spacing_mm, plan.spacing_mm, order=1)
         mask = resample_labels(reference.array, _shape3(image), orders=orders).astype(np.int8)
     _write_entry(case, np.stack([image, mask]).astype(np.float16), cache_dir / key)

@@ -1,0 +1,102 @@
+"""Serves patches for training and whole cases for validation; augments on the training device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader, Subset
+
+from pancreas_mtl.data.patches import CaseDataset, PatchDataset, PatchSampler
+from pancreas_mtl.data.preprocess import CacheEntry
+from pancreas_mtl.types import Batch, Triple
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How an epoch is drawn.
+
+    `read_margin` is how much larger than the patch the loader reads, so that rotating and shrinking
+    need no padding; `validation_cases` bounds the cases that are validated every epoch (0: all).
+    """
+
+    steps_per_epoch: int = 250
+    lesion_share: float = 1 / 3
+    balanced: bool = False
+    read_margin: float = 1.2
+    workers: int = 2
+    validation_cases: int = 0
+
+
+class PancreasDataModule(pl.LightningDataModule):
+    """Loaders over cached cases.
+
+    Args:
+        train: entries to draw patches from.
+        validation: entries to predict whole.
+        patch_size: what augmentation returns.
+        batch_size: patches per step and process.
+        seed: of the run; with the epoch it decides every patch.
+        config: how an epoch is drawn.
+    """
+
+    def __init__(
+        self,
+        train: Sequence[CacheEntry],
+        validation: Sequence[CacheEntry],
+        *,
+        patch_size: Triple,
+        batch_size: int,
+        seed: int,
+        config: SamplingConfig,
+    ) -> None:
+        super().__init__()
+        self.train_entries = list(train)
+        self.validation_entries = list(validation)
+        self.patch_size = patch_size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.config = config
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Patches of one epoch; made anew each epoch, since the epoch decides what is drawn."""
+        rank, world_size = self._rank()
+        sampler = PatchSampler(
+            self.train_entries,
+            batch_size=self.batch_size,
+            steps=self.config.steps_per_epoch,
+            seed=self.seed,
+            lesion_share=self.config.lesion_share,
+            balanced=self.config.balanced,
+            rank=rank,
+            world_size=world_size,
+        )
+        sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)
+        size = read_size(self.patch_size, self.config.read_margin)
+        return DataLoader(
+            PatchDataset(self.train_entries, read_size=size),
+            batch_sampler=sampler,
+            num_workers=self.config.workers,
+            pin_memory=self._on_gpu(),
+        )
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Whole cases, one at a time; each process takes every world_size-th."""
+        rank, world_size = self._rank()
+        limit = self.config.validation_cases or len(self.validation_entries)
+        mine = range(rank, min(limit, len(self.validation_entries)), world_size)
+        cases = Subset(CaseDataset(self.validation_entries), mine)
+        return DataLoader(cases, batch_size=1, num_workers=0, pin_memory=self._on_gpu())
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+
+def read_size(patch_size: Triple, margin: float) -> Triple:
+    """The patch enlarged by `margin`, by an even number of voxels, so that centres coincide."""
+    d, h, w = (n + 2 * round(n * (margin - 1) / 2) for n in patch_size)
+    return d, h, w

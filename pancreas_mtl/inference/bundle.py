@@ -1,0 +1,170 @@
+"""A bundle: the folder with all that prediction needs. Weights, plan, config; no pickle, no code.
+
+    model.safetensors   the averaged weights, float32
+    plan.json           see `data/plan.py`
+    config.yaml         the resolved configuration of the run; `model` rebuilds the network
+    calibration.json    what was fitted on validation cases (optional)
+
+Nothing of it is ever executed: the config only names built-in choices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pancreas_mtl.data.plan import load_plan, save_plan
+from pancreas_mtl.errors import UsageError
+from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
+from pancreas_mtl.types import Plan
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was fitted on cases held out from training; the defaults change nothing.
+
+    `subtype_temperature` T turns subtype probabilities p into p^(1/T), normalised (Guo et al.,
+    arXiv:1706.04599). `largest_pancreas` and `largest_lesion`
+    keep only the largest component.
+    """
+
+    subtype_temperature: float = 1.0
+    largest_pancreas: bool = False
+    largest_lesion: bool = False
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A trained model, ready to predict; `digest` names its content."""
+
+    network: MultitaskUNet
+    plan: Plan
+    config: Mapping[str, Any]
+    calibration: Calibration = field(default_factory=Calibration)
+    digest: str = ""
+
+
+def save_bundle(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    plan: Plan,
+    config: Mapping[str, Any],
+    calibration: Calibration | None = None,
+) -> None:
+    """Write a bundle beside its place and move it there: it is there whole or not at all."""
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    partial.mkdir(parents=True)
+    try:
+        tensors = {name: t.detach().float().cpu().contiguous() for name, t in weights.items()}
+        save_file(tensors, partial / "model.safetensors")
+        save_plan(plan, partial / "plan.json")
+        text = yaml.safe_dump({"format": FORMAT, **config}, sort_keys=False)
+        (partial / "config.yaml").write_text(text)
+        save_calibration(partial, calibration or Calibration())
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def save_calibration(folder: Path, calibration: Calibration) -> None:
+    """Write or replace `calibration.json` of a bundle."""
+    temporary = folder / ".calibration.json.tmp"
+    temporary.write_text(json.dumps(asdict(calibration), indent=2) + "\n")
+    temporary.replace(folder / "calibration.json")
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Read a bundle and build its network, in evaluation mode on the CPU.
+
+    Raises:
+        UsageError: a file is missing or damaged, or the bundle is of another version.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"model={folder}: no such folder; give the bundle/ of a training run")
+    plan = load_plan(folder / "plan.json")
+    config = _read_yaml(folder / "config.yaml")
+    if config.get("format") != FORMAT:
+        raise UsageError(
+            f"{folder / 'config.yaml'}: bundle format {config.get('format')!r}, this version reads "
+            f"{FORMAT}; train again or use the version that wrote it"
+        )
+    network = build_network(plan, config.get("model"), folder / "config.yaml")
+    weights = _read_weights(folder / "model.safetensors")
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UsageError(
+            f"{folder / 'model.safetensors'}: does not fit plan.json and config.yaml "
+            f"({str(error).splitlines()[-1].strip()}); restore the bundle from its run"
+        ) from error
+    return Bundle(
+        network.eval(), plan, config, _read_calibration(folder), digest=bundle_digest(folder)
+    )
+
+
+def build_network(plan: Plan, model: Any, source: Path) -> MultitaskUNet:
+    """The network that a `model` section of plain values describes."""
+    try:
+        settings = dict(model)
+        settings["stages"] = tuple(int(s) for s in settings["stages"])
+        return MultitaskUNet(plan, NetworkConfig(**settings))
+    except (TypeError, ValueError, KeyError) as error:
+        raise UsageError(f"{source}: model is not usable ({error})") from error
+
+
+def bundle_digest(folder: Path) -> str:
+    """A name for the bundle's content."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in ("model.safetensors", "plan.json", "config.yaml", "calibration.json"):
+        path = folder / name
+        digest.update(name.encode())
+        if path.exists():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UsageError(f"{path}: not found; is this a bundle?") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path}: not readable as plain YAML ({reason})") from error
+    if not isinstance(config, dict):
+        raise UsageError(f"{path}: not a configuration")
+    return config
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: not found; is this a bundle?") from None
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{path}: damaged ({error}); restore it from the run") from error
+
+
+def _read_calibration(folder: Path) -> Calibration:
+    path = folder / "calibration.json"
+    if not path.exists():
+        return Calibration()
+    try:
+        return Calibration(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"{path}: not a calibration ({error}); restore it from the run") from error

@@ -1,0 +1,161 @@
+"""Predicts many cases: the next is read while this one is computed and the last one is written."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pancreas_mtl.data.images import case_name, read_image, write_mask
+from pancreas_mtl.data.pool import progress
+from pancreas_mtl.errors import CaseError
+from pancreas_mtl.inference.predictor import Inferred, Predictor
+from pancreas_mtl.inference.writer import CaseRecord, append
+from pancreas_mtl.types import CasePrediction, FloatArray, Volume
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+Warn = Callable[[str], None]
+AfterCase = Callable[[str, Volume, CasePrediction], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One case to predict: its name, where it lies, and how it is read."""
+
+    name: str
+    path: Path
+    read: Callable[[Warn], Volume]
+
+
+def nifti_source(path: Path) -> Source:
+    """A NIfTI file; voxels that are not finite are replaced, with a warning in the record."""
+    return Source(case_name(path), path, lambda warn: read_image(path, warn=warn))
+
+
+def predict_cases(
+    predictor: Predictor,
+    sources: Sequence[Source],
+    output_dir: Path,
+    *,
+    after_case: AfterCase | None = None,
+) -> list[CaseRecord]:
+    """Predict every case into `output_dir`; one that fails is recorded and the others go on.
+
+    Args:
+        predictor: holds the models.
+        sources: the cases; each mask is named after its case.
+        output_dir: a folder that `open_output` has made ready.
+        after_case: called with name, volume and prediction of every case whose mask is written.
+    """
+    records: list[CaseRecord] = []
+
+    def finish(job: _Job) -> None:
+        job.finish(predictor, output_dir, after_case)
+        records.append(job.record())
+        append(output_dir, records[-1])
+
+    with ThreadPoolExecutor(1) as writer, progress("predict", len(sources)) as advance:
+        last: Future[None] | None = None
+        for job in _read_ahead(predictor, sources):
+            job.infer(predictor)
+            if last is not None:
+                last.result()
+                advance()
+            last = writer.submit(finish, job)
+        if last is not None:
+            last.result()
+            advance()
+    return records
+
+
+def _read_ahead(predictor: Predictor, sources: Sequence[Source]) -> Iterator[_Job]:
+    """Jobs that are read and prepared, one ahead of the caller."""
+    with ThreadPoolExecutor(1) as reader:
+        ahead: tuple[_Job, Future[None]] | None = None
+        for source in (*sources, None):
+            job = None if source is None else _Job(source)
+            following = job and (job, reader.submit(job.prepare, predictor))
+            if ahead is not None:
+                ahead[1].result()
+                yield ahead[0]
+            ahead = following
+
+
+class _Job:
+    """One case on its way; the first stage that fails ends it, and its arrays go when done."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.seconds: dict[str, float] = {}
+        self.warnings: list[str] = []
+        self.error: str | None = None
+        self.volume: Volume | None = None
+        self.images: list[FloatArray] = []
+        self.inferred: list[Inferred] | None = None
+        self.prediction: CasePrediction | None = None
+
+    def prepare(self, predictor: Predictor) -> None:
+        self.volume = self._stage("read", lambda: self.source.read(self.warnings.append))
+        self.images = self._stage("prepare", lambda: predictor.prepare(_given(self.volume))) or []
+
+    def infer(self, predictor: Predictor) -> None:
+        self.inferred = self._stage("network", lambda: predictor.infer(self.images))
+        self.images = []
+
+    def finish(self, predictor: Predictor, output_dir: Path, after_case: AfterCase | None) -> None:
+        volume, inferred = self.volume, self.inferred
+        self.prediction = self._stage(
+            "finish", lambda: predictor.finish(_given(volume), _given(inferred))
+        )
+        self._stage("write", lambda: self._write(output_dir, after_case))
+        self.volume = self.inferred = None
+
+    def _write(self, output_dir: Path, after_case: AfterCase | None) -> None:
+        volume, prediction = _given(self.volume), _given(self.prediction)
+        name = self.source.name
+        write_mask(output_dir / f"{name}.nii.gz", prediction.labels, volume.source)
+        if after_case is not None:
+            after_case(name, volume, prediction)
+
+    def _stage(self, name: str, action: Callable[[], T]) -> T | None:
+        if self.error is not None:
+            return None
+        start_s = time.perf_counter()
+        try:
+            return action()
+        except CaseError as error:
+            self.error = str(error)
+        except MemoryError:
+            self.error = f"{self.source.path}: memory ran out during {name}; free memory"
+        except Exception as error:
+            log.exception("%s: defect during %s", self.source.name, name)
+            self.error = f"{self.source.path}: defect during {name}: {error!r}"
+        finally:
+            self.seconds[name] = round(time.perf_counter() - start_s, 4)
+        return None
+
+    def record(self) -> CaseRecord:
+        prediction = self.prediction
+        probabilities = None if prediction is None else prediction.subtype_probabilities
+        return CaseRecord(
+            name=self.source.name,
+            input=str(self.source.path),
+            subtype_probabilities=None
+            if probabilities is None
+            else tuple(float(p) for p in probabilities),
+            mask_entropy=None if prediction is None else prediction.mask_entropy,
+            seconds=self.seconds,
+            warnings=tuple(self.warnings),
+            error=self.error,
+        )
+
+
+def _given(value: T | None) -> T:
+    """A stage's input, there because the stages before it succeeded."""
+    assert value is not None
+    return value

@@ -1,0 +1,131 @@
+"""The files of a prediction folder: masks, the two CSV files, `run.json`.
+
+Each finished case goes to a journal at once; the CSV files and `run.json` are made from it at the
+end. So a prediction that was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pancreas_mtl.errors import UsageError
+from pancreas_mtl.inference.predictor import Predictor
+from pancreas_mtl.types import NUM_SUBTYPES
+
+JOURNAL = "journal.jsonl"
+
+
+@dataclass(frozen=True)
+class CaseRecord:
+    """What is known of one finished or failed case; `error` is None for a finished one."""
+
+    name: str
+    input: str
+    subtype_probabilities: tuple[float, ...] | None = None
+    mask_entropy: float | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    error: str | None = None
+
+
+def open_output(output_dir: Path, fingerprint: str, *, overwrite: bool) -> list[CaseRecord]:
+    """Make the folder ready; the cases that an interrupted run with this fingerprint finished.
+
+    Raises:
+        UsageError: the folder holds a finished prediction, or a started one of other models.
+    """
+    journal = output_dir / JOURNAL
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if (output_dir / "run.json").exists() and not overwrite:
+        raise UsageError(
+            f"output_dir={output_dir} holds a finished prediction; give another output_dir, or "
+            "overwrite=true"
+        )
+    if journal.exists() and not overwrite:
+        first, *lines = journal.read_text().splitlines() or [""]
+        if first != fingerprint:
+            raise UsageError(
+                f"output_dir={output_dir} holds a started prediction with other models or "
+                "settings; give another output_dir, or overwrite=true"
+            )
+        return [record for line in lines if (record := _parse(line)) and record.error is None]
+    (output_dir / "run.json").unlink(missing_ok=True)
+    journal.write_text(fingerprint + "\n")
+    return []
+
+
+def append(output_dir: Path, record: CaseRecord) -> None:
+    """Add one case to the journal."""
+    with (output_dir / JOURNAL).open("a") as file:
+        file.write(json.dumps(asdict(record)) + "\n")
+
+
+def close_output(output_dir: Path, records: Sequence[CaseRecord], facts: Mapping[str, Any]) -> None:
+    """Write the CSV files and `run.json`, and drop the journal."""
+    done = sorted((r for r in records if r.error is None), key=lambda r: r.name)
+    known = [(r.name, r.subtype_probabilities) for r in done if r.subtype_probabilities]
+    _write_csv(
+        output_dir / "subtype_results.csv",
+        ["Names", "Subtype"],
+        ([f"{name}.nii.gz", p.index(max(p))] for name, p in known),
+    )
+    _write_csv(
+        output_dir / "subtype_probabilities.csv",
+        ["Names", *(f"p{s}" for s in range(NUM_SUBTYPES))],
+        ([f"{name}.nii.gz", *(f"{value:.6f}" for value in p)] for name, p in known),
+    )
+    failures = [{"name": r.name, "input": r.input, "error": r.error} for r in records if r.error]
+    cases = [_without(asdict(r), "error", "subtype_probabilities") for r in done]
+    text = json.dumps({"schema": 1, **facts, "cases": cases, "failures": failures}, indent=1)
+    _write_text(output_dir / "run.json", text + "\n")
+    (output_dir / JOURNAL).unlink(missing_ok=True)
+
+
+def run_facts(predictor: Predictor, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What `run.json` says of the program, the models and the machine."""
+    return {
+        "versions": {name: version(name) for name in ("pancreas-mtl", "torch", "monai")},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "device": str(predictor.engines[0].device),
+        "precision": predictor.engines[0].precision,
+        "config": dict(config),
+        "bundles": [bundle.digest for bundle in predictor.bundles],
+    }
+
+
+def _parse(line: str) -> CaseRecord | None:
+    """A journal's line; None for one that was cut off."""
+    try:
+        raw = json.loads(line)
+        probabilities = raw["subtype_probabilities"]
+        raw["subtype_probabilities"] = None if probabilities is None else tuple(probabilities)
+        return CaseRecord(**{**raw, "warnings": tuple(raw["warnings"])})
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _without(mapping: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in mapping.items() if key not in keys}
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+    os.replace(temporary, path)
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

@@ -1,0 +1,80 @@
+"""What happens beside training: the history file, and the watch for collapse to one class."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+log = logging.getLogger(__name__)
+
+
+class History(Callback):
+    """Writes `metrics.csv`: one row per epoch, every logged scalar a column, `epoch` the first.
+
+    The rows are part of the checkpoint's state, so a resumed run goes on without gaps or doubles.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add a row and write the file anew."""
+        if trainer.sanity_checking:
+            return
+        row = {"epoch": float(trainer.current_epoch), "step": float(trainer.global_step)}
+        row |= {k: float(v) for k, v in trainer.callback_metrics.items() if not k.endswith("_step")}
+        for group in trainer.optimizers[0].param_groups:
+            row[f"lr/{group['name']}"] = float(group["lr"])
+        self.rows = [*(r for r in self.rows if r["epoch"] < row["epoch"]), row]
+        if trainer.is_global_zero:
+            self._write()
+
+    def _write(self) -> None:
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            for row in self.rows:
+                writer.writerow({k: f"{v:.6g}" for k, v in row.items()})
+        os.replace(temporary, self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after them."""
+        self.rows = list(state_dict["rows"])
+
+
+class CollapseDetector(Callback):
+    """Warns when validation predicts one subtype for every case, several epochs in a row.
+
+    Logged as `val/collapsed`, 0 or 1.
+    """
+
+    def __init__(self, *, patience: int = 3) -> None:
+        self.patience = patience
+        self.epochs = 0
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count the epochs in which one class was predicted."""
+        classes = trainer.callback_metrics.get("val/classes_predicted")
+        if classes is None:
+            return
+        self.epochs = self.epochs + 1 if classes <= 1 else 0
+        pl_module.log("val/collapsed", float(self.epochs >= self.patience))
+        if self.epochs == self.patience:
+            log.warning(
+                "the classifier has predicted one subtype for every case in %d epochs in a row: "
+                "raise loss.subtype_weight or optimizer.head_lr, or try sampling.balanced=true",
+                self.epochs,
+            )

@@ -1,0 +1,43 @@
+"""Reading training checkpoints; they hold plain values, so no code can hide in them."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pancreas_mtl.errors import UsageError
+
+AVERAGED = "averaged.module."
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Load a checkpoint of this project onto the CPU.
+
+    Raises:
+        UsageError: the file is missing, damaged, or holds more than plain values.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint["state_dict"]
+    except FileNotFoundError:
+        raise UsageError(f"{path}: not found; without it, start anew by overwrite=true") from None
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        reason = str(error).split(". ")[0].splitlines()[0]
+        raise UsageError(
+            f"{path}: not a checkpoint of this project ({reason}); start anew by overwrite=true"
+        ) from error
+    return dict(checkpoint)
+
+
+def averaged_weights(path: Path) -> dict[str, Tensor]:
+    """The network's moving average from a checkpoint, by the network's own names."""
+    state: dict[str, Tensor] = read_checkpoint(path)["state_dict"]
+    return {
+        name.removeprefix(AVERAGED): value
+        for name, value in state.items()
+        if name.startswith(AVERAGED)
+    }

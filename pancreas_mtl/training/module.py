@@ -1,0 +1,194 @@
+"""The LightningModule: what a step is, what an epoch reports, what the optimiser sees."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
+
+from pancreas_mtl.inference.windows import predict_windows
+from pancreas_mtl.losses.joint import LossConfig, joint_loss
+from pancreas_mtl.models.network import MultitaskUNet, reductions
+from pancreas_mtl.training.schedules import Decay, ema_decay, learning_rate_factor
+from pancreas_mtl.training.validation import (
+    ValidationCase,
+    gather_cases,
+    validation_case,
+    validation_scores,
+)
+from pancreas_mtl.types import Batch, Plan
+
+log = logging.getLogger(__name__)
+PROGRESS_BAR = ("whole_pancreas_dsc", "lesion_dsc", "macro_f1")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a group of its own for the subtype head; one schedule for both.
+
+    `encoder_scale` multiplies the rate of everything but the head, for warm starts. A step whose
+    gradient is not finite is skipped; `max_skips` of them in a row stop the training.
+    """
+
+    lr: float = 1e-3
+    head_lr: float = 1e-3
+    weight_decay: float = 1e-4
+    head_weight_decay: float = 1e-2
+    warmup_steps: int = 100
+    decay: Decay = "cosine"
+    clip_norm: float = 5.0
+    ema: float = 0.99
+    max_skips: int = 20
+
+
+class MultitaskModule(pl.LightningModule):
+    """Trains a `MultitaskUNet`; validates whole cases with the averaged weights.
+
+    Args:
+        network: the network; `network` in the state dict, its moving average is `averaged`.
+        plan: for the windows of validation.
+        augment: from a Batch to a Batch, on the training device.
+        loss: how the losses are joined.
+        optimizer: rates, schedule, clipping, averaging.
+        score_weights: what the monitored score is made of, from `conf/task/pancreas.yaml`.
+        compile_network: whether training runs through `torch.compile`.
+    """
+
+    def __init__(
+        self,
+        network: MultitaskUNet,
+        *,
+        plan: Plan,
+        augment: Callable[[Batch], Batch],
+        loss: LossConfig,
+        optimizer: OptimizerConfig,
+        score_weights: dict[str, float],
+        compile_network: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.averaged = AveragedModel(network, multi_avg_fn=self._average)
+        self.averaged.requires_grad_(requires_grad=False)
+        self.plan = plan
+        self.augment = augment
+        self.loss = loss
+        self.optimizer_config = optimizer
+        self.score_weights = score_weights
+        self._forward = torch.compile(network) if compile_network else network
+        self._validated: list[ValidationCase] = []
+        self._batch_names: list[str] = []
+        self.register_buffer("skipped", torch.zeros((), dtype=torch.long))
+        self._skips_in_a_row = 0
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The joint loss of one batch of patches."""
+        batch = self.augment(batch)
+        parts = joint_loss(self._forward(batch.image), batch, self.loss, self._fractional_epoch())
+        self._batch_names = batch.name
+        for name, value in parts._asdict().items():
+            self.log(
+                f"train/{'loss' if name == 'total' else name}",
+                value.detach(),
+                prog_bar=name != "total",
+                on_step=True,
+                on_epoch=True,
+                batch_size=len(batch.name),
+            )
+        return parts.total
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Predict one whole case and keep what the epoch's scores need."""
+        whole = predict_windows(
+            self.averaged.module.window,
+            batch.image[0, 0],
+            patch_size=self.plan.patch_size,
+            divisor=reductions(self.plan.strides)[-1],
+        )
+        probabilities = self.averaged.module.classify(whole.evidence).softmax(1).mean(0)
+        self._validated.append(
+            validation_case(batch, whole.logits.argmax(0), probabilities.float())
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        """Scores over all cases of all ranks."""
+        cases = gather_cases(self._validated)
+        self._validated = []
+        for name, value in validation_scores(cases, self.score_weights).items():
+            self.log(f"val/{name}", value, prog_bar=name in PROGRESS_BAR, rank_zero_only=False)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Skip the step where a gradient is not finite: AdamW leaves out what has no gradient."""
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if torch.isfinite(norm):
+            self._skips_in_a_row = 0
+            self.log("train/gradient_norm", norm)
+            return
+        self.skipped += 1
+        self._skips_in_a_row += 1
+        log.warning(
+            "step %d: gradient not finite, step skipped (cases: %s)",
+            self.global_step,
+            ", ".join(self._batch_names),
+        )
+        optimizer.zero_grad(set_to_none=True)
+        if self._skips_in_a_row > self.optimizer_config.max_skips:
+            raise FloatingPointError(
+                f"{self._skips_in_a_row} steps in a row had gradients that are not finite, the "
+                f"last with cases {', '.join(self._batch_names)}: lower optimizer.lr, or use "
+                "trainer.precision=32-true"
+            )
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Move the averaged weights, unless the step was skipped."""
+        if self._skips_in_a_row == 0:
+            self.averaged.update_parameters(self.network)
+        self.log("train/skipped_steps", self.skipped.float())
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with two groups, and the schedule per step."""
+        config = self.optimizer_config
+        head = list(self.network.subtype_head.parameters())
+        in_head = {id(p) for p in head}
+        body = [p for p in self.network.parameters() if id(p) not in in_head]
+        groups = [
+            {
+                "params": [p for p in body if p.requires_grad],
+                "lr": config.lr,
+                "weight_decay": config.weight_decay,
+                "name": "body",
+            },
+            {
+                "params": head,
+                "lr": config.head_lr,
+                "weight_decay": config.head_weight_decay,
+                "name": "head",
+            },
+        ]
+        optimizer = AdamW(groups)
+        total = int(self.trainer.estimated_stepping_batches)
+
+        def factor(step: int) -> float:
+            return learning_rate_factor(
+                step, total=total, warmup=min(config.warmup_steps, total // 2), decay=config.decay
+            )
+
+        schedule = LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _fractional_epoch(self) -> float:
+        return self.global_step / max(1, int(self.trainer.num_training_batches))
+
+    def _average(
+        self, averaged: list[Tensor], current: list[Tensor], updates: Tensor | int
+    ) -> None:
+        decay = ema_decay(int(updates), self.optimizer_config.ema)
+        torch._foreach_lerp_(averaged, current, 1 - decay)

@@ -1,0 +1,36 @@
+"""Predict masks and subtypes: `python predict.py model=BUNDLE input=PATH output_dir=DIR`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from pancreas_mtl import build
+from pancreas_mtl.command import command
+from pancreas_mtl.errors import CaseError
+from pancreas_mtl.inference.pipeline import predict_cases
+from pancreas_mtl.inference.writer import close_output, open_output, run_facts
+
+
+@command("predict")
+def main(config: DictConfig) -> None:
+    """Predict every case of the input that is not done yet; list what failed."""
+    output_dir = Path(config.output_dir)
+    predictor = build.predictor(config)
+    sources = build.sources(config)
+    facts = run_facts(predictor, build.plain(config))
+    done = open_output(output_dir, build.fingerprint_of(facts), overwrite=config.overwrite)
+    names = {record.name for record in done}
+    rest = [source for source in sources if source.name not in names]
+    records = [*done, *predict_cases(predictor, rest, output_dir)]
+    close_output(output_dir, records, facts)
+    failed = [record for record in records if record.error is not None]
+    print(f"{output_dir}: {len(records) - len(failed)} of {len(records)} cases predicted")
+    if failed:
+        more = f" (and {len(failed) - 1} more in run.json)" if len(failed) > 1 else ""
+        raise CaseError(f"{failed[0].error}{more}")
+
+
+if __name__ == "__main__":
+    main()
