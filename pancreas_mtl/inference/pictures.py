@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,19 @@ OUTLINES = ((Label.PANCREAS, "#ffb000"), (Label.LESION, "#ff4d6d"))
 BACKGROUND, TEXT = "#0b0d10", "#e8eaed"
 WIDTH_IN, GAP_IN, DPI = 8.0, 0.05, 120
 
+THUMBNAIL_IN = 1.1
+
 Box = tuple[slice, slice, slice]
+
+
+class Plane(NamedTuple):
+    """One slice with its labels; `rises` where row 0 is the lowest."""
+
+    image_hu: FloatArray
+    labels: LabelArray
+    reference: LabelArray | None
+    size_mm: tuple[float, float]  # height, width
+    rises: bool
 
 
 def mosaic(
@@ -49,28 +61,29 @@ def mosaic(
     Returns:
         A figure without a window; without any label it shows the middle of the image.
     """
-    both = [labels] if reference is None else [reference, labels]
-    box = neighbourhood(both, spacing_mm)
-    d, h, w = (at - cut.start for at, cut in zip(centre(both), box, strict=True))
-    planes = (np.s_[d], np.s_[:, h], np.s_[:, :, w])
-    rises = (False, True, True)  # whether rows run upwards: D does, H does not
-    depth, height, width = (
-        (cut.stop - cut.start) * mm for cut, mm in zip(box, spacing_mm, strict=True)
-    )
-    sizes_mm = ((height, width), (depth, width), (depth, height))
-
-    figure, panels = _canvas(sizes_mm, title)
-    for axes, plane, rise, size in zip(panels, planes, rises, sizes_mm, strict=True):
-        extent = (0.0, size[1], 0.0, size[0]) if rise else (0.0, size[1], size[0], 0.0)
-        origin = "lower" if rise else "upper"
-        vmin, vmax = WINDOW_HU
-        view: dict[str, Any] = {"extent": extent, "origin": origin}
-        axes.imshow(image_hu[box][plane], cmap="gray", vmin=vmin, vmax=vmax, **view)
-        if reference is not None:
-            _outline(axes, reference[box][plane], view, linestyles="dashed")
-        _outline(axes, labels[box][plane], view, linestyles="solid")
+    planes = _planes(image_hu, labels, reference, spacing_mm)
+    figure, panels = _canvas([plane.size_mm for plane in planes], title)
+    for axes, plane in zip(panels, planes, strict=True):
+        _draw(axes, plane)
     _letters(panels)
     _legend(figure, with_reference=reference is not None)
+    return figure
+
+
+def thumbnail(
+    image_hu: FloatArray,
+    labels: LabelArray,
+    spacing_mm: TripleMm,
+    *,
+    reference: LabelArray | None = None,
+) -> Figure:
+    """Draw the mosaic's axial slice alone, small and without text; arguments as for `mosaic`."""
+    axial = _planes(image_hu, labels, reference, spacing_mm)[0]
+    height, width = axial.size_mm
+    figure = Figure(figsize=(THUMBNAIL_IN, THUMBNAIL_IN * height / width), dpi=DPI)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    _draw(axes, axial)
     return figure
 
 
@@ -117,7 +130,44 @@ def neighbourhood(
     return box[0], box[1], box[2]
 
 
-def _canvas(sizes_mm: tuple[tuple[float, float], ...], title: str) -> tuple[Figure, list[Axes]]:
+def _planes(
+    image_hu: FloatArray,
+    labels: LabelArray,
+    reference: LabelArray | None,
+    spacing_mm: TripleMm,
+) -> list[Plane]:
+    """The axial, coronal and sagittal slice through the centre, cropped to the neighbourhood."""
+    both = [labels] if reference is None else [reference, labels]
+    box = neighbourhood(both, spacing_mm)
+    d, h, w = (at - cut.start for at, cut in zip(centre(both), box, strict=True))
+    sizes = zip(box, spacing_mm, strict=True)
+    depth, height, width = ((cut.stop - cut.start) * mm for cut, mm in sizes)
+
+    def plane(where: Any, size_mm: tuple[float, float], *, rises: bool) -> Plane:
+        dashed = None if reference is None else reference[box][where]
+        return Plane(image_hu[box][where], labels[box][where], dashed, size_mm, rises)
+
+    return [
+        plane(np.s_[d], (height, width), rises=False),
+        plane(np.s_[:, h], (depth, width), rises=True),
+        plane(np.s_[:, :, w], (depth, height), rises=True),
+    ]
+
+
+def _draw(axes: Axes, plane: Plane) -> None:
+    height, width = plane.size_mm
+    view: dict[str, Any] = {
+        "extent": (0.0, width, 0.0, height) if plane.rises else (0.0, width, height, 0.0),
+        "origin": "lower" if plane.rises else "upper",
+    }
+    low, high = WINDOW_HU
+    axes.imshow(plane.image_hu, cmap="gray", vmin=low, vmax=high, **view)
+    if plane.reference is not None:
+        _outline(axes, plane.reference, view, linestyles="dashed")
+    _outline(axes, plane.labels, view, linestyles="solid")
+
+
+def _canvas(sizes_mm: list[tuple[float, float]], title: str) -> tuple[Figure, list[Axes]]:
     """A dark figure with one panel per size (height, width), all at one scale."""
     inch_per_mm = (WIDTH_IN - 2 * GAP_IN) / sum(width for _, width in sizes_mm)
     top, bottom = (0.32 if title else 0.08), 0.28

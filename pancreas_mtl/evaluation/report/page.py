@@ -1,0 +1,147 @@
+"""The page: everything found in the runs, in one self-contained HTML file.
+
+Every number from `metrics.json` stands in a `<data>` element that carries the full value and the
+dotted path it comes from, so that the page can be checked against the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from pancreas_mtl.data.nifti import atomic_path
+from pancreas_mtl.data.pool import map_in_processes
+from pancreas_mtl.evaluation.report import charts, tables
+from pancreas_mtl.evaluation.report.cases import case_rows, columns, describe, picture_alt
+from pancreas_mtl.evaluation.report.charts import Chart, plain_words
+from pancreas_mtl.evaluation.report.runs import Run, RunCase, read_runs
+from pancreas_mtl.evaluation.report.volumes import (
+    CaseSource,
+    Overlay,
+    PackedCase,
+    pack_case,
+)
+
+PACKAGE = "pancreas_mtl.evaluation.report"
+ASSETS = files(PACKAGE) / "assets"
+INLINED = ("report.css", "report.js")
+WORST = 6  # cases shown as pictures above the table
+
+
+def write_report(runs: Sequence[Path], output_dir: Path, *, workers: int = 1) -> Path:
+    """Write `report.html` about the runs.
+
+    Args:
+        runs: training, evaluation or prediction folders, in the order in which they are shown.
+        output_dir: made if missing.
+        workers: processes that read and pack the volumes.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UsageError: a folder holds no run, or a file of a run cannot be read.
+        CaseError: the page cannot be written.
+    """
+    found = read_runs(runs)
+    packed, problems = pack_cases(found, workers=workers)
+    context = _context(found, packed, problems)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    path = output_dir / "report.html"
+    with atomic_path(path) as temporary:
+        _environment().get_template("report.html.jinja").stream(context).dump(
+            str(temporary), encoding="utf-8"
+        )
+    return path
+
+
+def pack_cases(runs: Sequence[Run], *, workers: int) -> tuple[list[PackedCase], list[str]]:
+    """Pack every case that has an image, once for all runs; say which could not be packed."""
+    packed, problems = {}, []
+    sources = case_sources(runs)
+    for source, result in map_in_processes(pack_case, sources, workers=workers, label="pictures"):
+        if isinstance(result, Exception):
+            problems.append(f"No pictures of {source.name}: {result}")
+        else:
+            packed[source] = result
+    return [packed[source] for source in sources if source in packed], sorted(problems)
+
+
+def case_sources(runs: Sequence[Run]) -> list[CaseSource]:
+    """The cases with an image; runs that answered the same image share one source."""
+    sources: dict[Path, list[tuple[Run, RunCase]]] = {}
+    for run in runs:
+        for case in run.cases:
+            if case.files.image is not None:
+                sources.setdefault(case.files.image.resolve(), []).append((run, case))
+    return [
+        CaseSource(
+            name=found[0][1].name,
+            image=image,
+            reference=next((c.files.reference for _, c in found if c.files.reference), None),
+            overlays=tuple(
+                Overlay(c.link, c.files.prediction, c.files.attention, picture_title(c))
+                for _, c in found
+            ),
+        )
+        for image, found in sources.items()
+    ]
+
+
+def picture_title(case: RunCase) -> str:
+    """One line above a case's picture: name, scores, subtype."""
+    parts = [case.name]
+    for key, name in charts.REGIONS:
+        if (value := case.scores.get(f"{key}_dsc")) is not None:
+            parts.append(f"{name} DSC {value:.3f}")
+    if (predicted := case.scores.get("subtype_predicted")) is not None:
+        parts.append(f"subtype {predicted} (reference {case.scores.get('subtype', 'unknown')})")
+    return "   ".join(parts)
+
+
+def _context(runs: list[Run], packed: list[PackedCase], problems: list[str]) -> dict[str, Any]:
+    rows = case_rows(runs, packed)
+    comparable = tables.comparable(runs)
+    return {
+        "title": "How well it works" if len(runs) == 1 else "Runs side by side",
+        "runs": runs,
+        "targets": tables.targets(runs),
+        "scores": tables.scores(runs),
+        "confusions": tables.confusion_matrices(runs),
+        "comparable": comparable,
+        "optimism": tables.optimism(comparable, "subtype.macro_f1"),
+        "charts": list(_charts(runs)),
+        "rows": rows,
+        "columns": columns(rows),
+        "worst": [row for row in rows if row.pictures][:WORST],
+        "packed": packed,
+        "notes": [note for run in runs for note in (*run.missing, *run.failures)] + problems,
+        "assets": {name: Markup((ASSETS / name).read_text("utf-8")) for name in INLINED},
+    }
+
+
+def _charts(runs: Sequence[Run]) -> Iterable[Chart]:
+    yield from charts.training_curves(runs)
+    for make in (charts.dsc_by_subtype, charts.seconds_per_stage):
+        if chart := make(runs):
+            yield chart
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader(PACKAGE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(
+        datum=tables.datum, estimate=tables.estimate, describe=describe, picture_alt=picture_alt
+    )
+    environment.filters["words"] = plain_words
+    return environment
