@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pancreas_mtl.data.images import case_name, find_images, list_files
+from pancreas_mtl.data.images import case_name, find_images, list_files, listing
 from pancreas_mtl.data.nifti import SUFFIXES
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.types import NUM_LABELS, NUM_SUBTYPES, Case, Split
@@ -44,15 +44,16 @@ def read_cases(layout: str, root: Path) -> list[Case]:
     layout = "quiz" if layout == "phantom" else layout
     if layout not in EXPECTED:
         raise UsageError(f"data={layout}: no such layout; choose one of {', '.join(EXPECTED)}")
-    if not fits(layout, root):
-        raise UsageError(_misfit(layout, root))
     readers = {"quiz": _quiz_cases, "nnunet": _nnunet_cases, "msd": _msd_cases}
     cases: dict[str, Case] = {}
-    for case in readers[layout](root):
-        if case.name in cases:
-            where = f"{cases[case.name].image} and {case.image}"
-            raise UsageError(f"two cases are named {case.name} ({where}): rename one of them")
-        cases[case.name] = case
+    with listing(root):
+        if not fits(layout, root):
+            raise UsageError(_misfit(layout, root))
+        for case in readers[layout](root):
+            if case.name in cases:
+                where = f"{cases[case.name].image} and {case.image}"
+                raise UsageError(f"two cases are named {case.name} ({where}): rename one of them")
+            cases[case.name] = case
     return [cases[name] for name in sorted(cases)]
 
 

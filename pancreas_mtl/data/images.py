@@ -7,8 +7,10 @@ transpositions lead there, so the way back is exact; oblique and sheared grids k
 from __future__ import annotations
 
 import itertools
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import numpy.typing as npt
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
 from pancreas_mtl.data import nifti
+from pancreas_mtl.data.pool import free_ram_bytes
 from pancreas_mtl.errors import CaseError, UsageError
 from pancreas_mtl.types import NUM_LABELS, LabelArray, SourceGrid, Triple, TripleMm, Volume
 
@@ -102,11 +105,19 @@ def _read(
     """Fill a canonical array slab by slab, so that memory holds the voxels once."""
     with nifti.opened(path) as file:
         grid = grid or SourceGrid(file.shape, file.affine, file.header)
+        _check_memory(path, grid.shape, np.dtype(dtype).itemsize)
         array = np.empty(canonical_shape(grid), dtype)
         target = to_source(array, grid)
         for where, values in file.slabs():
             target[:, :, where] = decode(values)
     return Volume(array, canonical_spacing_mm(grid), grid)
+
+
+def _check_memory(path: Path, shape: Triple, itemsize: int) -> None:
+    needed, free = float(np.prod(shape)) * (itemsize + 1), free_ram_bytes()
+    if needed > free:
+        text = f"needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
+        raise CaseError(f"{path} {text}: free memory, or crop it")
 
 
 def _as_float32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -228,11 +239,12 @@ def find_images(path: Path) -> list[Path]:
     Raises:
         UsageError: no such path, a folder without images, or two images of one name.
     """
-    if not path.is_dir():
-        if not path.is_file():
+    with listing(path):
+        if path.is_file():
+            return [path]
+        if not path.is_dir():
             raise UsageError(f"{path} is no file and no folder: check the path")
-        return [path]
-    found = sorted(file for file in list_files(path) if file.name.lower().endswith(nifti.SUFFIXES))
+    found = [file for file in list_files(path) if file.name.lower().endswith(nifti.SUFFIXES)]
     if not found:
         raise UsageError(f"{path} holds no .nii or .nii.gz file: give a folder of CTs, or one file")
     marked = {case_name(file) for file in found if _is_marked(file)}
@@ -249,13 +261,21 @@ def find_images(path: Path) -> list[Path]:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """The files in a folder that are not hidden, sorted; a UsageError where it cannot be listed."""
+    """What is in a folder and not hidden, sorted; a UsageError where it cannot be listed."""
+    with listing(folder):
+        names = sorted(os.listdir(folder))
+    return [folder / name for name in names if not name.startswith(".")]
+
+
+@contextmanager
+def listing(folder: Path) -> Iterator[None]:
+    """Turn a folder without permission, or a loop of links, into a `UsageError`."""
     try:
-        return sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+        yield
     except OSError as error:
-        raise UsageError(
-            f"{folder} cannot be listed ({error.strerror}): check the folder"
-        ) from None
+        where = error.filename or folder
+        reason = f"{where} cannot be listed ({error.strerror})"
+        raise UsageError(f"{reason}: check the folder and its permissions") from None
 
 
 def _is_marked(file: Path) -> bool:

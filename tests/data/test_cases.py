@@ -1,9 +1,14 @@
 import json
 import logging
+import os
+import tempfile
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from pancreas_mtl.data.cases import fits, read_cases, read_official_folds, subtype_in_name
+from pancreas_mtl.data.images import find_images
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.types import Case
 
@@ -299,3 +304,27 @@ def test_bad_official_folds_are_refused(nnunet, folds, message):
     write_json(nnunet, folds, "splits_final.json")
     with pytest.raises(UsageError, match=message):
         read_official_folds("nnunet", nnunet)
+
+
+@pytest.fixture
+def closed_folder():
+    """A folder that nobody may enter; root, who may, becomes another user meanwhile."""
+    with tempfile.TemporaryDirectory() as parent:
+        os.chmod(parent, 0o755)
+        folder = Path(parent) / "closed"
+        (folder / "train").mkdir(parents=True)
+        folder.chmod(0)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        yield folder
+        os.seteuid(user)
+        folder.chmod(0o755)
+
+
+def test_a_folder_without_permission_is_one_line(closed_folder):
+    for read in (partial(read_cases, "quiz"), partial(read_cases, "nnunet"), find_images):
+        with pytest.raises(
+            UsageError, match=r"closed.* cannot be listed \(Permission denied\): che"
+        ):
+            read(closed_folder)
