@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pancreas_mtl.metrics.score import selection_score
 from pancreas_mtl.metrics.segmentation import dsc
-from pancreas_mtl.metrics.subtype import macro_f1
+from pancreas_mtl.metrics.subtype import balanced_probability, macro_f1
 from pancreas_mtl.types import UNKNOWN, Batch, Label
 
 
@@ -73,6 +73,7 @@ def validation_scores(
         probabilities = np.asarray([c.probabilities for c in known])
         predicted = probabilities.argmax(1)
         scores["macro_f1"] = macro_f1(reference, predicted)
+        scores["balanced_probability"] = balanced_probability(reference, probabilities)
         scores["classes_predicted"] = float(len(np.unique(predicted)))
         scores["subtype_log_loss"] = float(
             -np.log(probabilities[np.arange(len(known)), reference].clip(1e-7)).mean()
