@@ -41,6 +41,8 @@ LOBULATION = 0.09  # of the surface, relative to the radius
 ATROPHY = 0.72  # calibre upstream of an obstructed duct
 DUCT_MM = (2.0, 3.2)  # radius of a dilated duct
 DUCT_HU = 15.0
+CALCIFIED_SHARE = 0.04  # of the cases, with a calcification, clip or stent in the pancreas
+CALCIFICATION_HU = (300.0, 2200.0)
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,9 @@ class _Pancreas:
     coarse: FloatArray
 
 
-def build_anatomy(rng: np.random.Generator, draw: Draw, subtype: int, recipe: Recipe) -> Anatomy:
+def build_anatomy(draw: Draw, recipe: Recipe, rng: np.random.Generator) -> Anatomy:
     """Draw one crop with its pancreas, a lesion of the subtype, and all that lies around."""
-    space = Space(draw.extent_mm)
+    space, subtype = Space(draw.extent_mm), draw.subtype
     line, calibre = _centreline(space, rng)
     place = int(rng.uniform(*LESION_PLACE) * (POINTS - 1))
     obstructed = rng.random() < lesions.OBSTRUCTED_SHARE[subtype]
@@ -76,15 +78,16 @@ def build_anatomy(rng: np.random.Generator, draw: Draw, subtype: int, recipe: Re
 
     pancreas_hu = rng.normal(*recipe.pancreas_hu)
     occupied_mm = np.minimum(pancreas.coarse, space.coarsen(lesion_mm))
-    hu = paint_neighbours(
-        space, rng, line, pancreas.radius_mm, occupied_mm, pancreas_hu, recipe
-    )
+    hu = paint_neighbours(space, rng, line, pancreas.radius_mm, occupied_mm, pancreas_hu, recipe)
     paint(hu, pancreas.fine, _parenchyma_hu(space, rng, pancreas_hu, recipe))
     if obstructed:
         duct = space.refine(tube(space, line[place:], rng.uniform(*DUCT_MM)))
         paint(hu, np.maximum(duct, pancreas.fine + 1.5), np.float32(DUCT_HU))
     lesion = lesions.lesion_hu(space, rng, lesion_mm, subtype, pancreas_hu, recipe)
-    paint(hu, lesion_mm, lesion, lesions.BORDERS[subtype].softness_mm)
+    paint(hu, lesion_mm, lesion, lesions.fading_mm(lesion_mm, subtype))
+    if rng.random() < CALCIFIED_SHARE:
+        spot = tube(space, line[place] + rng.normal(0, 3, (1, 3)), rng.uniform(2.0, 3.0))
+        paint(hu, space.refine(spot), np.float32(rng.uniform(*CALCIFICATION_HU)))
     return Anatomy(hu, coverage(np.minimum(pancreas.fine, lesion_mm)), coverage(lesion_mm))
 
 
@@ -137,4 +140,4 @@ def _parenchyma_hu(
 ) -> FloatArray:
     """Lobules with fatty clefts between them."""
     clefts = np.clip(space.noise(rng, 3.5) - recipe.lobules_from, 0, 1.2)
-    return np.float32(mean_hu) + 6 * space.noise(rng, 5.0) - np.float32(80) * clefts
+    return np.float32(mean_hu) + 6 * space.noise(rng, 5.0) - np.float32(110) * clefts

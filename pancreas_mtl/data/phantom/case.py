@@ -12,14 +12,12 @@ from pancreas_mtl.data.phantom.anatomy import build_anatomy
 from pancreas_mtl.data.phantom.statistics import (
     COARSENING,
     RECIPES,
-    SUBTYPE_SHARES,
     Difficulty,
     Size,
     draw_case,
 )
 from pancreas_mtl.types import Label, LabelArray, TripleMm
 
-GOLDEN = 0.6180339887498949  # its multiples fill the unit interval evenly
 SMALLEST_AXIS_VOX = 8
 
 
@@ -31,12 +29,6 @@ class PhantomCase:
     labels: LabelArray
     spacing_mm: TripleMm
     subtype: int
-
-
-def subtype_of(seed: int, index: int) -> int:
-    """The subtype of a case; any run of consecutive cases has about the shares of real data."""
-    start = np.random.default_rng(seed).random()
-    return int(np.searchsorted(np.cumsum(SUBTYPE_SHARES)[:-1], (start + index * GOLDEN) % 1))
 
 
 def make_phantom(
@@ -52,10 +44,9 @@ def make_phantom(
         size: `small` stores the same anatomy in voxels of twice the edge.
     """
     recipe = RECIPES[difficulty]
-    subtype = subtype_of(seed, index)
     rng = np.random.default_rng([seed, index])
-    draw = draw_case(rng, subtype, recipe)
-    anatomy = build_anatomy(rng, draw, subtype, recipe)
+    draw = draw_case(seed, index, recipe, rng)
+    anatomy = build_anatomy(draw, recipe, rng)
     noise_hu = rng.uniform(*recipe.noise_hu) / COARSENING[size]
     d, h, w = (max(SMALLEST_AXIS_VOX, round(n / COARSENING[size])) for n in draw.shape)
     shape = (d, h, w)
@@ -66,4 +57,4 @@ def make_phantom(
     labels[scanner.sample(anatomy.lesion, shape, spacing_mm) > 0.5] = Label.LESION
     image = scanner.sample(anatomy.hu, shape, spacing_mm)
     image += scanner.noise(rng, shape, spacing_mm, noise_hu)
-    return PhantomCase(scanner.to_hu(image), labels, spacing_mm, subtype)
+    return PhantomCase(scanner.to_hu(image), labels, spacing_mm, draw.subtype)

@@ -19,8 +19,8 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from pancreas_mtl.data.phantom.case import make_phantom, subtype_of
-from pancreas_mtl.data.phantom.statistics import Difficulty, Size
+from pancreas_mtl.data.phantom.case import make_phantom
+from pancreas_mtl.data.phantom.statistics import Difficulty, Size, subtype_of
 from pancreas_mtl.data.pool import map_in_processes
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.types import Split, TripleMm

@@ -94,13 +94,13 @@ def apply_along_axes(matrices: Sequence[FloatArray], array: FloatArray) -> Float
     return array
 
 
-def curve(control: Points, count: int = 60) -> Points:
+def curve(control: Points, count: int = 36) -> Points:
     """A smooth curve through the control points, as `count` points."""
     spline = CubicSpline(np.linspace(0, 1, len(control)), control)
     return spline(np.linspace(0, 1, count))
 
 
-def ellipsoid(space: Space, centre: Points, radii_mm: Sequence[float]) -> FloatArray:
+def ellipsoid(space: Space, centre: Points, radii_mm: Points | TripleMm) -> FloatArray:
     """Approximate signed distance to an ellipsoid along the axes, on the coarse lattice."""
     d, h, w = (
         ((x - np.float32(c)) / np.float32(r)) ** 2
@@ -135,9 +135,7 @@ def coverage(distance: FloatArray, softness_mm: float = FINE_MM) -> FloatArray:
     return np.clip(0.5 - distance / np.float32(softness_mm), 0, 1)
 
 
-def _lattice_noise(
-    rng: np.random.Generator, extent_mm: TripleMm, scale_mm: float
-) -> FloatArray:
+def _lattice_noise(rng: np.random.Generator, extent_mm: TripleMm, scale_mm: float) -> FloatArray:
     lattice = rng.standard_normal(_shape(extent_mm, scale_mm), dtype=np.float32)
     return lattice * np.float32(1.35)  # interpolation takes away about that much
 

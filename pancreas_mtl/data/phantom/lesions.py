@@ -17,7 +17,7 @@ from pancreas_mtl.types import FloatArray
 
 CYSTIC, INFILTRATING, HYPERENHANCING = range(3)
 RIM_MM = 2.4
-RIM_HU = 85.0  # rim minus core
+RIM_HU = 95.0  # rim minus core
 NODULES_HU = 26.0  # standard deviation of the texture that they make
 OBSTRUCTED_SHARE = (0.1, 0.95, 0.05)  # of the lesions of a subtype, with a dilated duct upstream
 
@@ -29,7 +29,7 @@ class Border:
     bumps: int
     height: tuple[float, float]
     sharpness: int  # the larger, the more a bump looks like a spike
-    softness_mm: float  # width over which the lesion's HU fades into its surroundings
+    fading_mm: float  # width over which the lesion's HU fades into its surroundings
 
 
 BORDERS = (
@@ -37,8 +37,8 @@ BORDERS = (
     Border(16, (0.15, 0.6), 12, 4.5),
     Border(8, (-0.06, 0.08), 2, 1.25),
 )
-CONTRAST_HU = (-45.0, -42.0, 62.0)  # lesion minus pancreas where mean HU tells the subtypes apart
-ANY_CONTRAST_HU = (18.0, 36.0)  # its size where it does not, of either sign
+CONTRAST_HU = (-42.0, -50.0, 60.0)  # lesion minus pancreas where mean HU tells the subtypes apart
+ANY_CONTRAST_HU = (22.0, 42.0)  # its size where it does not, of either sign
 
 
 def lesion_distance(
@@ -54,8 +54,10 @@ def lesion_distance(
     offset = [(x - np.float32(c)) / a for x, c, a in zip(space.fine, centre, axes, strict=True)]
     field = np.sqrt(offset[0] ** 2 + offset[1] ** 2 + offset[2] ** 2)
     near = _box_around(offset, 2.2 * sphere_radius_mm(volume_ml) + 6)
-    d, h, w = (x[tuple(s if n > 1 else slice(None) for s, n in zip(near, x.shape, strict=True))]
-               for x in offset)
+    d, h, w = (
+        x[tuple(s if n > 1 else slice(None) for s, n in zip(near, x.shape, strict=True))]
+        for x in offset
+    )
     inverse = 1 / np.maximum(field[near], np.float32(1e-3))
     outline = np.ones_like(inverse)
     for direction in rng.standard_normal((border.bumps, 3)):
@@ -89,6 +91,11 @@ def lesion_hu(
     contrast = told * CONTRAST_HU[subtype] + (1 - told) * any_contrast
     mean_hu = pancreas_hu + contrast + rng.normal(0, 5)
     return hu + np.float32(mean_hu - hu[distance < 0].mean())
+
+
+def fading_mm(distance: FloatArray, subtype: int) -> float:
+    """Width of the border in the image; narrower in a lesion that it would wash out."""
+    return min(BORDERS[subtype].fading_mm, max(1.25, -0.7 * float(distance.min())))
 
 
 def sphere_radius_mm(volume_ml: float) -> float:

@@ -37,11 +37,15 @@ class Scene:
     line: Points  # the pancreas' centreline, head to tail
     radius_mm: FloatArray  # of the pancreas along it
     pancreas_hu: float
+    texture: FloatArray  # fine, unit variance; organs share it, for they do not overlap
     hu: FloatArray
-    placed_mm: FloatArray  # coarse: signed distance to everything placed so far
+    pancreas_mm: FloatArray  # coarse: signed distance to the pancreas and its lesion
+    placed_mm: FloatArray  # coarse: signed distance to all neighbours placed so far
 
     def add(self, shape: FloatArray, hu: float, gap_mm: float = 1.5) -> FloatArray:
         """Paint an organ that gives way to what is there; return its coarse distance."""
+        fat_plane_mm = np.float32(self.rng.uniform(*self.recipe.fat_plane_mm))
+        shape = np.maximum(shape, fat_plane_mm - self.pancreas_mm)
         shape = np.maximum(shape, np.float32(gap_mm) - self.placed_mm)
         self.placed_mm = np.minimum(self.placed_mm, shape)
         self.fill(shape, hu + self.rng.normal(0, 6), texture_hu=5.0)
@@ -51,8 +55,7 @@ class Scene:
         """Paint over what is there."""
         if float(shape.min()) < 1.0:
             share = coverage(self.space.refine(shape))
-            value = np.float32(hu) + np.float32(texture_hu) * self.space.noise(self.rng, 4.0)
-            self.hu += share * (value - self.hu)
+            self.hu += share * (np.float32(hu) + np.float32(texture_hu) * self.texture - self.hu)
 
     def soft(self, hu: float) -> float:
         """The HU of soft tissue, drawn towards that of the pancreas as the recipe says."""
@@ -83,11 +86,11 @@ def paint_neighbours(
         pancreas_hu: what soft tissue resembles where the recipe says so.
         recipe: the difficulty.
     """
-    fat = FAT_HU + 8 * space.noise(rng, 4.0) + 9 * space.noise(rng, 25.0)
-    # every organ keeps its own gap from what is placed; the pancreas' fat plane comes on top
-    plane_mm = np.float32(rng.uniform(*recipe.fat_plane_mm) - 1.5)
+    texture = space.noise(rng, 4.0)
+    fat = FAT_HU + 8 * texture + 9 * space.noise(rng, 25.0)
+    nothing = np.full(space.coarse_shape, np.inf, np.float32)
     scene = Scene(
-        space, rng, recipe, line, radius_mm, pancreas_hu, fat, occupied_mm - plane_mm
+        space, rng, recipe, line, radius_mm, pancreas_hu, texture, fat, occupied_mm, nothing
     )
     _add_solid_organs(scene)
     _add_vessels(scene)
@@ -105,9 +108,9 @@ def _add_solid_organs(scene: Scene) -> None:
     scene.add(liver, scene.soft(LIVER_HU))
     spleen = ellipsoid(space, scene.line[-1] + [8, 16, 38], (45, 36, 26))
     scene.add(spleen, scene.soft(SPLEEN_HU))
-    for fractions in ((0.42, 0.97, 0.86), (0.25, 0.98, 0.02)):
+    for fractions in ((0.42, 1.12, 0.92), (0.25, 1.12, 0.0)):
         centre = scene.near(fractions)
-        kidney = scene.add(ellipsoid(space, centre, (48, 26, 25)), KIDNEY_HU)
+        kidney = scene.add(ellipsoid(space, centre, (48, 27, 24)), KIDNEY_HU)
         pelvis = ellipsoid(space, centre, (22, 9, 9))
         scene.fill(np.maximum(pelvis, kidney + 4), FAT_HU + 40)
 
@@ -117,28 +120,29 @@ def _add_vessels(scene: Scene) -> None:
     blood = BLOOD_HU + rng.normal(0, 12)
     index = int(NECK * len(scene.line))
     neck, behind = scene.line[index], float(scene.radius_mm[index]) + 6
-    bottom, top = -20.0, space.extent_mm[0] + 20
 
-    def vertical(back_mm: float, left_mm: float) -> Points:
-        path = neck + [0, back_mm, left_mm] + rng.normal(0, 3, (3, 3))
-        path[:, 0] = bottom, space.extent_mm[0] / 2, top
-        return curve(path)
+    def along_the_spine(back_mm: float, left_mm: float, radius_mm: float) -> FloatArray:
+        path = np.array([0, neck[1] + back_mm, neck[2] + left_mm]) + rng.normal(0, 3, (3, 3))
+        path[:, 0] = np.linspace(-20, space.extent_mm[0] + 20, 3)
+        return tube(space, curve(path), radius_mm)
 
-    aorta = vertical(behind + rng.uniform(24, 32), rng.uniform(16, 24))
-    cava = vertical(behind + rng.uniform(22, 28), rng.uniform(-14, -6))
-    confluence = neck + [0, behind, 0]
-    smv = np.linspace([bottom, *(confluence + 2)[1:]], confluence, 40)
-    sma = np.linspace([bottom, *(confluence + [0, 6, 13])[1:]], confluence + [12, 16, 14], 40)
-    portal = np.linspace(confluence, confluence + [60, -8, -45], 40)
-    splenic = scene.line[index:] + np.stack(
-        [0 * scene.radius_mm[index:] + 2, scene.radius_mm[index:] + 4.5, 0 * scene.radius_mm[index:]],
-        axis=1,
-    )
-    scene.add(tube(space, aorta, rng.uniform(8, 11)), blood - 8)
-    scene.add(tube(space, cava, rng.uniform(9, 12)), blood - 20)
-    scene.add(tube(space, smv, rng.uniform(4.5, 6.5)), blood, gap_mm=0.6)
-    scene.add(tube(space, sma, rng.uniform(3, 4)), blood, gap_mm=0.6)
-    scene.add(tube(space, portal, rng.uniform(5, 7)), blood, gap_mm=0.0)
+    def from_confluence(end: Points, radius_mm: float) -> FloatArray:
+        return tube(space, np.linspace(confluence, end, 40), radius_mm)
+
+    back, left = behind + rng.uniform(24, 32), rng.uniform(16, 24)
+    scene.add(along_the_spine(back, left, rng.uniform(8, 11)), blood - 8)  # aorta
+    back, left = behind + rng.uniform(22, 28), rng.uniform(-14, -6)
+    scene.add(along_the_spine(back, left, rng.uniform(9, 12)), blood - 20)  # vena cava
+    confluence = neck + np.array([0, behind, 0])
+    below = np.array([-20, confluence[1] + 2, confluence[2] + 2])
+    scene.add(from_confluence(below, rng.uniform(4.5, 6.5)), blood, gap_mm=0.6)  # mesenteric vein
+    artery = np.linspace(below + np.array([0, 4, 11]), confluence + np.array([12, 16, 14]), 40)
+    scene.add(tube(space, artery, rng.uniform(3, 4)), blood, gap_mm=0.6)
+    liver = confluence + np.array([60, -8, -45])
+    scene.add(from_confluence(liver, rng.uniform(5, 7)), blood, gap_mm=0.0)  # portal vein
+    splenic = scene.line[index:].copy()
+    splenic[:, 0] += 2
+    splenic[:, 1] += scene.radius_mm[index:] + 4.5
     scene.add(tube(space, splenic, rng.uniform(3.2, 4.8)), blood, gap_mm=0.0)
 
 

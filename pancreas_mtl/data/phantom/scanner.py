@@ -20,9 +20,7 @@ def sample(anatomy: FloatArray, shape: Triple, spacing_mm: TripleMm) -> FloatArr
     apertures = (spacing_mm[0], *(max(s, IN_PLANE_BLUR_MM) for s in spacing_mm[1:]))
     matrices = [
         _averaging_matrix(n, m, aperture / (m * spacing))
-        for n, m, aperture, spacing in zip(
-            anatomy.shape, shape, apertures, spacing_mm, strict=True
-        )
+        for n, m, aperture, spacing in zip(anatomy.shape, shape, apertures, spacing_mm, strict=True)
     ]
     return apply_along_axes(matrices, anatomy)
 

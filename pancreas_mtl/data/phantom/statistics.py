@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.special import ndtr
+import numpy.typing as npt
+from scipy.special import ndtr, ndtri
 
 from pancreas_mtl.types import Triple, TripleMm
 
@@ -28,6 +29,7 @@ LESION_ML = (0.02, 0.7, 2.7, 7.5, 15, 60, 637)
 LESION_BY_SUBTYPE = (0.72, 1.02, 1.06)  # median lesion volume, relative to that of all cases
 SUBTYPE_SHARES = (62 / 252, 106 / 252, 84 / 252)
 
+ROOT = 1.1673039782614187  # of x^5 = x + 1
 MAX_LESION_SHARE = 0.2  # of the crop; more than this does not fit beside the pancreas
 COARSENING = {"full": 1, "small": 2}  # voxel edge, relative to the scanner's
 
@@ -50,8 +52,8 @@ RECIPES: dict[str, Recipe] = {
     "easy": Recipe(
         noise_hu=(6, 10),
         fat_plane_mm=(2.0, 4.0),
-        pancreas_hu=(92, 7),
-        lobules_from=1.5,
+        pancreas_hu=(92, 8),
+        lobules_from=1.4,
         neighbours_alike=0.0,
         collapsed=0.0,
         contrast_tells=1.0,
@@ -59,12 +61,12 @@ RECIPES: dict[str, Recipe] = {
     ),
     "hard": Recipe(
         noise_hu=(12, 18),
-        fat_plane_mm=(0.0, 1.5),
-        pancreas_hu=(80, 18),
-        lobules_from=1.2,
-        neighbours_alike=0.85,
+        fat_plane_mm=(0.3, 2.5),
+        pancreas_hu=(92, 18),
+        lobules_from=1.15,
+        neighbours_alike=0.8,
         collapsed=0.4,
-        contrast_tells=0.1,
+        contrast_tells=0.0,
         smallest_lesion=0.02,
     ),
 }
@@ -74,6 +76,7 @@ RECIPES: dict[str, Recipe] = {
 class Draw:
     """The numbers of one case before anything is drawn."""
 
+    subtype: int
     shape: Triple
     spacing_mm: TripleMm
     pancreas_ml: float  # without the lesion
@@ -86,29 +89,48 @@ class Draw:
         return d, h, w
 
 
+def draw_case(seed: int, index: int, recipe: Recipe, rng: np.random.Generator) -> Draw:
+    """Subtype, sizes and volumes of one case.
+
+    Thick slices come with few slices, and large lesions and pancreata with large crops, as a
+    Gaussian copula; every single quantity follows its quantiles. Subtype, volumes and slice
+    thickness fill their distributions evenly, so that small datasets show them too.
+    """
+    subtype = subtype_of(seed, index)
+    lesion_rank, *even = _even_numbers(seed, index)[1:]
+    lesion, pancreas, thickness = ndtri(np.clip([lesion_rank, *even], 1e-4, 1 - 1e-4))
+    size, length, height, width = rng.standard_normal(4)
+    size = 0.6 * lesion + 0.4 * pancreas + 0.69 * size
+    spacing_z = quantile(SPACING_Z_MM, ndtr(thickness))
+    slices = quantile(SLICES, ndtr(-0.93 * thickness + 0.25 * size + 0.27 * length))
+    pixel = rng.standard_normal()
+    spacing_xy = quantile(SPACING_XY_MM, ndtr(pixel))
+    rows = quantile(ROWS, ndtr(-0.4 * pixel + 0.7 * size + 0.59 * height))
+    columns = quantile(COLUMNS, ndtr(-0.4 * pixel + 0.7 * size + 0.59 * width))
+    shape = (round(slices), round(rows), round(columns))
+    spacing_mm = (spacing_z, spacing_xy, spacing_xy)
+    lesion_rank = recipe.smallest_lesion + (1 - recipe.smallest_lesion) * lesion_rank
+    lesion_ml = quantile(LESION_ML, lesion_rank) * LESION_BY_SUBTYPE[subtype]
+    crop_ml = float(np.prod(shape) * np.prod(spacing_mm)) / 1000
+    largest_ml = min(LESION_ML[-1], MAX_LESION_SHARE * crop_ml)
+    pancreas_ml = quantile(PANCREAS_ML, ndtr(pancreas))
+    return Draw(subtype, shape, spacing_mm, pancreas_ml, min(lesion_ml, largest_ml))
+
+
+def subtype_of(seed: int, index: int) -> int:
+    """The subtype of a case; any run of consecutive cases has about the shares of real data."""
+    return int(np.searchsorted(np.cumsum(SUBTYPE_SHARES)[:-1], _even_numbers(seed, index)[0]))
+
+
 def quantile(values: tuple[float, ...], probability: float) -> float:
     """The value at a cumulative probability in [0, 1], interpolated geometrically."""
     return float(np.exp(np.interp(probability, PROBABILITIES, np.log(values))))
 
 
-def draw_case(rng: np.random.Generator, subtype: int, recipe: Recipe) -> Draw:
-    """Sizes and volumes of one case.
+def _even_numbers(seed: int, index: int) -> npt.NDArray[np.float64]:
+    """Four numbers in [0, 1) that successive indices spread evenly: a Kronecker sequence.
 
-    Thick slices come with few slices, and large lesions and pancreata with large crops, as a
-    Gaussian copula; every single quantity follows its quantiles.
+    Its steps are powers of the root of x^5 = x + 1, after M. Roberts' generalised golden ratio.
     """
-    z = rng.standard_normal(7)
-    body = z[0]
-    spacing_z = quantile(SPACING_Z_MM, ndtr(z[1]))
-    slices = quantile(SLICES, ndtr(-0.93 * z[1] + 0.25 * body + 0.27 * z[2]))
-    spacing_xy = quantile(SPACING_XY_MM, ndtr(z[3]))
-    rows = quantile(ROWS, ndtr(-0.4 * z[3] + 0.7 * body + 0.59 * z[4]))
-    columns = quantile(COLUMNS, ndtr(-0.4 * z[3] + 0.7 * body + 0.59 * z[5]))
-    pancreas_ml = quantile(PANCREAS_ML, ndtr(0.4 * body + 0.917 * z[6]))
-    lesion_z = 0.6 * body + 0.8 * rng.standard_normal()
-    rank = recipe.smallest_lesion + (1 - recipe.smallest_lesion) * ndtr(lesion_z)
-    shape = (round(slices), round(rows), round(columns))
-    spacing_mm = (spacing_z, spacing_xy, spacing_xy)
-    crop_ml = float(np.prod(shape) * np.prod(spacing_mm)) / 1000
-    lesion_ml = quantile(LESION_ML, rank) * LESION_BY_SUBTYPE[subtype]
-    return Draw(shape, spacing_mm, pancreas_ml, min(lesion_ml, MAX_LESION_SHARE * crop_ml))
+    start = np.random.default_rng(seed).random(4)
+    return (start + index * ROOT ** -np.arange(1.0, 5.0)) % 1
