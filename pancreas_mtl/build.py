@@ -137,12 +137,13 @@ def _official_folds(data: DictConfig) -> list[tuple[list[str], list[str]]] | Non
 
 def _audit(used: Sequence[Case], run_dir: Path, workers: int) -> None:
     report = audit_cases(used, workers=workers)
-    report.save(run_dir / "audit.json")
-    errors = [finding for finding in report.findings if finding.severity == "error"]
-    if errors:
-        more = f" (and {len(errors) - 1} more in audit.json)" if len(errors) > 1 else ""
+    (run_dir / "audit.json").write_text(json.dumps(report.as_json(), indent=1) + "\n")
+    log.info("audit: %s", report.summary())
+    if report.errors:
+        first = report.errors[0]
+        more = f" (and {len(report.errors) - 1} more in audit.json)" if report.errors[1:] else ""
         raise CaseError(
-            f"audit: {errors[0].case}: {errors[0].message}{more}; mend a copy by "
+            f"audit: {first.case}: {first.message}{more}; mend a copy by "
             "python -m pancreas_mtl.audit fix=true, or go on with audit=false"
         )
 

@@ -71,7 +71,7 @@ def make_plan(fingerprint: Fingerprint, config: PlanConfig) -> Plan:
         target_shape(shape, old, spacing)
         for shape, old in zip(fingerprint.shapes, fingerprint.spacings_mm, strict=True)
     ]
-    median = np.median(resampled, axis=0)
+    median = [float(n) for n in np.median(resampled, axis=0)]
     if config.patch_size is None:
         topology = _fit_patch(spacing, median, config)
     else:
@@ -212,6 +212,7 @@ def load_plan(path: Path) -> Plan:
         schema = raw.pop("schema")
         plan = Plan(**{key: _tuples(value) for key, value in raw.items()})
         plan = Plan(**{**vars(plan), "intensity": Intensity(**raw["intensity"])})
+        bad = _out_of_bounds(plan)
     except FileNotFoundError:
         raise UsageError(
             f"{path}: not found; a bundle holds model.safetensors, plan.json, config.yaml"
@@ -220,7 +221,8 @@ def load_plan(path: Path) -> Plan:
         raise UsageError(f"{path}: not a plan ({error}); restore it from the run") from error
     if schema != SCHEMA:
         raise UsageError(f"{path}: plan schema {schema!r}, this version reads {SCHEMA}")
-    _check_bounds(plan, path)
+    if bad is not None:
+        raise UsageError(f"{path}: {bad}; restore it, or mend the value")
     return plan
 
 
@@ -228,9 +230,10 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(one) for one in value) if isinstance(value, list) else value
 
 
-def _check_bounds(plan: Plan, path: Path) -> None:
+def _out_of_bounds(plan: Plan) -> str | None:
+    """What of a plan cannot be, so that a hostile or mistaken file is never built."""
     stages = len(plan.channels)
-    ok = {
+    good = {
         "channels": 1 <= stages <= 10 and all(1 <= c <= 2048 for c in plan.channels),
         "kernels": len(plan.kernels) == stages and _all_in(plan.kernels, (1, 3, 5, 7)),
         "strides": len(plan.strides) == stages and _all_in(plan.strides, (1, 2, 4)),
@@ -239,15 +242,13 @@ def _check_bounds(plan: Plan, path: Path) -> None:
         "spacing_mm": len(plan.spacing_mm) == 3 and all(0.01 < s < 100 for s in plan.spacing_mm),
         "intensity": plan.intensity.std_hu > 0 and plan.intensity.low_hu < plan.intensity.high_hu,
     }
-    for key, good in ok.items():
-        if not good:
-            raise UsageError(f"{path}: {key}={getattr(plan, key)} is out of bounds")
+    for key in good:
+        if not good[key]:
+            return f"{key}={getattr(plan, key)} is out of bounds"
     divisor = Topology(plan.kernels, plan.strides, plan.patch_size).divisor
     if any(n < 1 or n % k for n, k in zip(plan.patch_size, divisor, strict=True)):
-        raise UsageError(
-            f"{path}: patch_size={list(plan.patch_size)} is not divisible by the strides "
-            f"{list(divisor)}"
-        )
+        return f"patch_size={plan.patch_size} is not divisible by the strides {divisor}"
+    return None
 
 
 def _all_in(triples: Sequence[Triple], allowed: Sequence[int]) -> bool:

@@ -1,0 +1,67 @@
+"""Shared fixtures: tiny plans, networks, bundles and cases."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from pancreas_mtl.inference.bundle import save_bundle
+from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
+from pancreas_mtl.types import Intensity, Plan
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def plan() -> Plan:
+    """Three stages, one of them anisotropic; inputs divisible by (2, 4, 4)."""
+    return Plan(
+        spacing_mm=(4.0, 1.5, 2.0),
+        patch_size=(8, 16, 16),
+        batch_size=2,
+        channels=(4, 8, 8),
+        kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
+        strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)),
+        intensity=Intensity(mean_hu=60.0, std_hu=50.0, low_hu=-100.0, high_hu=250.0),
+    )
+
+
+@pytest.fixture
+def network(plan: Plan) -> MultitaskUNet:
+    torch.manual_seed(0)
+    return MultitaskUNet(plan, NetworkConfig(stages=(0, 1))).eval()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, plan: Plan, network: MultitaskUNet) -> Path:
+    """A bundle folder with random weights."""
+    model = {"head": "lesion", "stages": [0, 1], "hidden": 32, "dropout": 0.2, "detach_head": False}
+    save_bundle(tmp_path / "bundle", network.state_dict(), plan, {"model": model})
+    return tmp_path / "bundle"
+
+
+@pytest.fixture
+def write_nifti():
+    """A function that writes `(i, j, k)` voxels with a spacing, oriented LPS."""
+
+    def write(path: Path, array: np.ndarray, spacing_mm=(1.5, 2.0, 4.0)) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        affine = np.diag([-spacing_mm[0], -spacing_mm[1], spacing_mm[2], 1.0])
+        nib.save(nib.Nifti1Image(array, affine), path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def real_ct() -> Path:
+    """The folder with real CTs, where the environment names one."""
+    folder = os.environ.get("PANCREAS_MTL_REAL_CT")
+    if not folder:
+        pytest.skip("PANCREAS_MTL_REAL_CT is not set")
+    return Path(folder)

@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from pancreas_mtl.inference.postprocess import (
+    clean_up,
+    labels_at,
+    largest_component,
+    mean_entropy,
+    with_temperature,
+)
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("shape", [(40, 9, 11), (3, 20, 7), (5, 6, 7)])
+def test_labels_equal_those_of_scores_interpolated_as_a_whole(shape):
+    scores = RNG.normal(size=(3, 5, 6, 7)).astype(np.float32)
+    zoom = np.array(shape) / (5, 6, 7)
+    whole = [ndimage.zoom(s, zoom, order=1, mode="nearest", grid_mode=True) for s in scores]
+    labels = labels_at([scores], shape, orders=[(1, 1, 1)])
+    assert (labels == np.argmax(whole, 0)).mean() > 0.999
+
+
+def test_several_models_add_up():
+    strong, weak = np.zeros((2, 3, 4, 4, 4), np.float32)
+    strong[2], weak[1] = 0.9, 0.4
+    labels = labels_at([strong, weak], (4, 4, 4), orders=[(1, 1, 1)] * 2)
+    assert (labels == 2).all()
+
+
+def test_models_of_different_spacing_meet_in_the_sources_grid():
+    coarse, fine = np.zeros((3, 2, 2, 2), np.float32), np.zeros((3, 8, 8, 8), np.float32)
+    coarse[1], fine[1] = 1, 1
+    assert (labels_at([coarse, fine], (6, 6, 6), orders=[(0, 1, 1), (1, 1, 1)]) == 1).all()
+
+
+def test_small_lesions_become_pancreas_and_stray_pancreas_goes():
+    labels = np.zeros((10, 10, 10), np.uint8)
+    labels[1:6, 1:6, 1:6] = 1
+    labels[2:4, 2:4, 2:4] = 2
+    labels[5, 5, 5] = 2
+    labels[8, 8, 8] = 1
+    cleaned = clean_up(labels, largest_pancreas=True, largest_lesion=True)
+    assert cleaned[5, 5, 5] == 1
+    assert cleaned[8, 8, 8] == 0
+    assert (cleaned == 2).sum() == 8
+    assert labels[8, 8, 8] == 1
+    untouched = clean_up(labels, largest_pancreas=False, largest_lesion=False)
+    np.testing.assert_array_equal(untouched, labels)
+
+
+def test_diagonal_voxels_are_one_component():
+    mask = np.zeros((3, 3, 3), bool)
+    mask[0, 0, 0] = mask[1, 1, 1] = True
+    assert largest_component(mask).sum() == 2
+
+
+def test_empty_mask_stays_empty():
+    empty = np.zeros((4, 4, 4), np.uint8)
+    assert not clean_up(empty, largest_pancreas=True, largest_lesion=True).any()
+
+
+def test_entropy_counts_the_predicted_pancreas_alone():
+    p = np.zeros((3, 2, 2, 2), np.float32)
+    p[0] = 1
+    assert mean_entropy(p) == 0
+    p[:, 0, 0, 0] = (0.2, 0.4, 0.4)
+    expected = -(0.2 * np.log(0.2) + 0.8 * np.log(0.4))
+    assert mean_entropy(p) == pytest.approx(expected, rel=1e-5)
+
+
+def test_temperature():
+    p = np.array([[0.7, 0.2, 0.1]], np.float32)
+    np.testing.assert_allclose(with_temperature(p, 1.0), p, rtol=1e-6)
+    assert with_temperature(p, 2.0)[0, 0] < 0.7 < with_temperature(p, 0.5)[0, 0]
+    np.testing.assert_allclose(with_temperature(p, 3.0).sum(), 1, rtol=1e-6)
+    assert np.isfinite(with_temperature(np.array([1.0, 0.0, 0.0], np.float32), 0.25)).all()

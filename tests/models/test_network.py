@@ -1,0 +1,85 @@
+import pytest
+import torch
+from monai.networks.nets import DynUNet
+
+from pancreas_mtl.errors import UsageError
+from pancreas_mtl.models.classifiers import HEADS
+from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig, reductions
+from pancreas_mtl.types import NUM_LABELS, NUM_SUBTYPES
+
+
+@pytest.fixture
+def image():
+    torch.manual_seed(1)
+    return torch.randn(2, 1, 8, 16, 16)
+
+
+@pytest.mark.parametrize("head", list(HEADS))
+def test_shapes(plan, image, head):
+    output = MultitaskUNet(plan, NetworkConfig(head=head, stages=(0, -1)))(image)
+    assert [tuple(level.shape) for level in output.segmentation] == [
+        (2, NUM_LABELS, 8, 16, 16),
+        (2, NUM_LABELS, 8, 8, 8),
+    ]
+    assert output.subtype.shape == (2, NUM_SUBTYPES)
+    assert output.subtype.dtype == torch.float32
+    assert (output.evidence.weights >= 0).all()
+
+
+def test_flat_loop_equals_monais_nested_network(plan, image):
+    reference = DynUNet(
+        3, 1, NUM_LABELS, plan.kernels, plan.strides, plan.strides[1:], filters=plan.channels,
+        norm_name=("INSTANCE", {"affine": True}), trans_bias=True,
+        act_name=("leakyrelu", {"inplace": True, "negative_slope": 0.01}),
+    ).eval()
+    ours = MultitaskUNet(plan, NetworkConfig(stages=(0,))).eval()
+    for name in ("input_block", "downsamples", "bottleneck", "upsamples"):
+        getattr(ours, name).load_state_dict(getattr(reference, name).state_dict())
+    ours.segmentation_heads[0].load_state_dict(reference.output_block.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(ours.window(image)[0], reference(image))
+
+
+def test_window_agrees_with_forward(network, image):
+    with torch.no_grad():
+        output, (logits, evidence) = network(image), network.window(image)
+        torch.testing.assert_close(logits, output.segmentation[0])
+        torch.testing.assert_close(network.classify(evidence), output.subtype)
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_detached_head_leaves_the_encoder_alone(plan, image, detach):
+    network = MultitaskUNet(plan, NetworkConfig(stages=(0, 1), detach_head=detach))
+    network(image).subtype.sum().backward()
+    touched = [p.grad is not None for p in network.input_block.parameters()]
+    assert all(touched) != detach
+    assert any(touched) != detach
+    assert all(p.grad is not None for p in network.subtype_head.parameters())
+
+
+def test_subtype_has_no_gradient_into_the_decoder(plan, image):
+    network = MultitaskUNet(plan, NetworkConfig(stages=(0, 1)))
+    network(image).subtype.sum().backward()
+    assert all(p.grad is None for p in network.upsamples.parameters())
+
+
+def test_heads_run_in_float32_under_autocast(network, image):
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        output = network(image)
+    assert output.segmentation[0].dtype == torch.bfloat16
+    assert output.evidence.sums.dtype == output.subtype.dtype == torch.float32
+
+
+def test_reductions_multiply_the_strides(plan):
+    assert reductions(plan.strides) == [(1, 1, 1), (1, 2, 2), (2, 4, 4)]
+
+
+@pytest.mark.parametrize("stages", [(3,), (-4,), ()])
+def test_stages_that_are_not_there(plan, stages):
+    with pytest.raises(UsageError, match="model.stages.*stages 0 to 2"):
+        MultitaskUNet(plan, NetworkConfig(stages=stages))
+
+
+def test_unknown_head(plan):
+    with pytest.raises(UsageError, match="model.head=oracle: choose one of gap, attention, lesion"):
+        MultitaskUNet(plan, NetworkConfig(head="oracle"))
