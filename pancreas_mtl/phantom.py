@@ -13,6 +13,8 @@ from pancreas_mtl.command import command
 from pancreas_mtl.data.phantom import write_dataset
 from pancreas_mtl.data.pool import default_workers
 
+BYTES_PER_CASE = 4e8  # in memory, for a large crop
+
 
 @command("phantom")
 def main(config: DictConfig) -> None:
@@ -28,7 +30,7 @@ def main(config: DictConfig) -> None:
         layout=config.layout,
         difficulty=config.difficulty,
         size=config.size,
-        workers=default_workers() if config.workers is None else config.workers,
+        workers=default_workers(BYTES_PER_CASE) if config.workers is None else config.workers,
         overwrite=config.overwrite,
     )
     print(

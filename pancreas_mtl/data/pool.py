@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 STALL_S = 600.0  # silence after which a warning says that nothing has finished
 LOG_EVERY_S = 15.0  # where there is no terminal for a progress bar
 RAM_SHARE = 0.8  # of the free memory, so that the page cache and other programs keep some
+ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
 START_ATTEMPTS = 3  # workers killed before any item is done: then the cause is not an item
 
 
@@ -177,11 +178,12 @@ def _in_pool(
     killed: list[int] = []
     pending: dict[Future[R], int] = {}
     try:
-        for index in todo:
-            try:
-                pending[pool.submit(function, items[index])] = index
-            except BrokenProcessPool:
-                killed.append(index)
+        with _environment(ONE_THREAD):  # submitting starts the workers, which inherit it
+            for index in todo:
+                try:
+                    pending[pool.submit(function, items[index])] = index
+                except BrokenProcessPool:
+                    killed.append(index)
         while pending:
             done, _ = wait(pending, timeout=STALL_S, return_when=FIRST_COMPLETED)
             if not done:
@@ -197,6 +199,21 @@ def _in_pool(
     finally:
         pool.shutdown(cancel_futures=True)
     return sorted(killed)
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set environment variables for a while; numpy's libraries read them when they are loaded."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _explained(outcome: R | Exception) -> R | Exception:

@@ -7,10 +7,12 @@ neighbours  vessels, bowel, solid organs, bone and fat around the pancreas
 anatomy     one crop, before the scanner
 scanner     slices, pixels, partial volume and noise
 case        one finished case
+files       a case's files in each layout
 dataset     a whole dataset on disk
 """
 
 from pancreas_mtl.data.phantom.case import PhantomCase, make_phantom
-from pancreas_mtl.data.phantom.dataset import PhantomPlan, write_dataset
+from pancreas_mtl.data.phantom.dataset import write_dataset
+from pancreas_mtl.data.phantom.files import PhantomPlan
 
 __all__ = ["PhantomCase", "PhantomPlan", "make_phantom", "write_dataset"]

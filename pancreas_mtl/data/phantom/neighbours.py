@@ -150,7 +150,7 @@ def _add_bone_and_muscle(scene: Scene) -> None:
     space, rng = scene.space, scene.rng
     d, h, w = space.coarse
     middle = scene.line[int(NECK * len(scene.line))]
-    back = np.float32(middle[1] + rng.uniform(74, 84))
+    back = np.float32(middle[1] + rng.uniform(66, 78))
     left = np.float32(middle[2] + rng.uniform(2, 10))
     column = np.hypot(h - back, w - left) - 22 + 0 * d
     vertebra = scene.add(column, CORTEX_HU)
@@ -169,7 +169,7 @@ def _add_bowel(scene: Scene) -> None:
     _add_hollow(scene, tube(space, curve(head + np.array(loop)), rng.uniform(10, 13)))
     radii = rng.uniform((24, 17, 34), (34, 26, 50))
     _add_hollow(scene, ellipsoid(space, scene.near((0.85, 0.06, 0.72)), radii))
-    for _ in range(rng.integers(3, 6)):
+    for _ in range(rng.integers(4, 7)):
         steps = np.cumsum(rng.normal(0, 13, (5, 3)), axis=0)
         jejunum = curve(scene.near((0.2, 0.35, 0.72), 0.16) + steps)
         _add_hollow(scene, tube(space, jejunum, rng.uniform(9, 13)))
@@ -196,7 +196,7 @@ def _add_hollow(scene: Scene, shape: FloatArray) -> None:
 def _add_strands(scene: Scene) -> None:
     """Small mesenteric vessels in the fat."""
     space, rng = scene.space, scene.rng
-    for _ in range(8):
+    for _ in range(12):
         steps = np.cumsum(rng.normal(0, 9, (5, 3)), axis=0)
         path = curve(space.at(rng.uniform(0, 1, 3)) + steps)
         scene.add(tube(space, path, rng.uniform(1.2, 2.4)), 140.0, gap_mm=0.5)
