@@ -78,13 +78,13 @@ def read_mask(path: Path, *, grid: SourceGrid | None = None) -> Volume:
     return _read(path, np.uint8, labels, grid)
 
 
+@np.errstate(invalid="ignore")
 def round_labels(values: npt.NDArray[Any]) -> LabelArray:
     """Round mask values to labels; a ValueError names a value that is no label."""
     labels = values if values.dtype.kind in "iu" else np.rint(values)
     good = (labels >= 0) & (labels < NUM_LABELS)
     if labels is not values:
-        with np.errstate(invalid="ignore"):  # infinite values are not good as it is
-            good &= np.abs(values - labels) <= LABEL_TOLERANCE
+        good &= np.abs(values - labels) <= LABEL_TOLERANCE
     if not good.all():
         raise ValueError(f"the value {values[~good][0]:.17g}")
     return labels.astype(np.uint8)
@@ -154,6 +154,7 @@ def to_source(array: npt.NDArray[Any], grid: SourceGrid) -> npt.NDArray[Any]:
     return view
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def grid_difference(grid: SourceGrid, other: SourceGrid) -> str | None:
     """Say in what two grids differ, None if they agree up to GRID_TOLERANCE at every corner."""
     if grid.shape != other.shape:
@@ -161,7 +162,7 @@ def grid_difference(grid: SourceGrid, other: SourceGrid) -> str | None:
     last = np.array(grid.shape) - 1
     corners = np.array([[*last * corner, 1] for corner in itertools.product((0, 1), repeat=3)])
     shift_mm = np.linalg.norm(corners @ (grid.affine - other.affine).T, axis=1).max()
-    if shift_mm > GRID_TOLERANCE * min(canonical_spacing_mm(other)):
+    if not shift_mm <= GRID_TOLERANCE * min(canonical_spacing_mm(other)):
         return f"corners up to {shift_mm:.3g} mm apart"
     return None
 

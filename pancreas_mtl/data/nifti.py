@@ -58,7 +58,8 @@ class NiftiFile(NamedTuple):
             values = np.frombuffer(_take(self.stream, (stop - start) * slice_bytes), dtype)
             values = values.reshape((*self.shape[:2], stop - start), order="F")
             if slope is not None and (slope, offset) != (1.0, 0.0):
-                values = values * np.float64(slope) + np.float64(offset)
+                with np.errstate(over="ignore", invalid="ignore"):  # the reader checks for inf
+                    values = values * np.float64(slope) + np.float64(offset)
             yield slice(start, stop), values
         self.stream.read(1)  # at its end, a gzip stream checks its checksum
 
@@ -170,6 +171,7 @@ def _checked_shape(path: Path, header: Any) -> Triple:
     return shape[0], shape[1], shape[2]
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _checked_affine(path: Path, header: Any) -> npt.NDArray[np.float64]:
     remedy = "mend its sform or qform"
     try:
