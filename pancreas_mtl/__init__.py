@@ -1,1 +1,34 @@
-"""Pancreas and lesion segmentation with lesion subtypes from CT, by one shared network."""
+"""Pancreas and lesion segmentation with lesion subtypes from CT, by one shared network.
+
+The tour, in the order of the flow:
+
+    types        the nouns, and the letters of the shapes
+    errors       what a user can mend
+    data         cases, audit, fingerprint, plan, cache, patches, augmentation; phantoms
+    models       the network and its subtype heads
+    losses       what training minimises
+    metrics      what evaluation reports
+    inference    windows, predictor, pipeline, bundle
+    training     the LightningModule and its callbacks
+    evaluation   from predictions to numbers and a report
+    interop      other formats and frameworks
+    build        from configuration to objects
+    command      how a command starts and ends; the commands lie beside it
+
+Data flows one way: layout, cases, audit, fingerprint, plan, cache, patches, augmentation, network,
+losses, bundle; then bundle and CT, windows, scores, the scanner's grid, mask and subtype,
+evaluation, report.
+"""
+
+from typing import Any
+
+__all__ = ["Predictor"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `Predictor` on first use, so that commands without torch start fast."""
+    if name == "Predictor":
+        from pancreas_mtl.inference.predictor import Predictor
+
+        return Predictor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

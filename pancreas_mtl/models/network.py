@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from monai.networks.blocks.dynunet_block import UnetOutBlock
 from monai.networks.nets import DynUNet
 from torch import Tensor, nn
 
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.models.classifiers import HEADS, SubtypeHead
-from pancreas_mtl.types import NUM_LABELS, Evidence, MultitaskOutput, Plan, Triple
+from pancreas_mtl.types import NUM_LABELS, UNKNOWN, Evidence, MultitaskOutput, Plan, Triple
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,18 @@ class MultitaskUNet(nn.Module):
         self.subtype_head = build_head(plan, config)
         self.detach_head = config.detach_head
 
-    def forward(self, image: Tensor) -> MultitaskOutput:
+    def forward(self, image: Tensor, guide: Tensor | None = None) -> MultitaskOutput:
         """Logits of the mask at every decoder level, and of the subtype from this window alone.
 
-        `image` is (B, 1, D, H, W), normalised, each size divisible by the plan's strides.
+        Args:
+            image: (B, 1, D, H, W), normalised, each size divisible by the plan's strides.
+            guide: (B, 1, D, H, W) reference labels through which the head looks in training,
+                instead of the predicted mask; UNKNOWN where the prediction is to be used. So the
+                head learns what a lesion looks like before the decoder finds it.
         """
         features = self.encode(image)
         segmentation = self.decode(features, levels=len(self.segmentation_heads))
-        evidence = self.gather(features, segmentation[0])
+        evidence = self.gather(features, segmentation[0], guide)
         return MultitaskOutput(segmentation, self.classify(evidence), evidence)
 
     def window(self, image: Tensor) -> tuple[Tensor, Evidence]:
@@ -103,12 +108,17 @@ class MultitaskUNet(nn.Module):
         heads = list(self.segmentation_heads)[:levels]
         return tuple(head(level) for head, level in zip(heads, decoded[:levels], strict=True))
 
-    def gather(self, features: Sequence[Tensor], logits: Tensor) -> Evidence:
+    def gather(
+        self, features: Sequence[Tensor], logits: Tensor, guide: Tensor | None = None
+    ) -> Evidence:
         """The subtype head's evidence in float32; the mask it looks through has no gradient."""
         if self.detach_head:
             features = [level.detach() for level in features]
         with torch.autocast(logits.device.type, enabled=False):
             probabilities = logits.detach().float().softmax(dim=1)
+            if guide is not None:
+                given = F.one_hot(guide[:, 0].clamp_min(0).long(), NUM_LABELS).movedim(-1, 1)
+                probabilities = torch.where(guide == UNKNOWN, probabilities, given.float())
             evidence: Evidence = self.subtype_head.gather(features, probabilities)
         return evidence
 

@@ -75,8 +75,6 @@ def validation_scores(
         scores["macro_f1"] = macro_f1(reference, predicted)
         scores["balanced_probability"] = balanced_probability(reference, probabilities)
         scores["classes_predicted"] = float(len(np.unique(predicted)))
-        scores["subtype_log_loss"] = float(
-            -np.log(probabilities[np.arange(len(known)), reference].clip(1e-7)).mean()
-        )
+        scores["balanced_probability"] = balanced_probability(reference, probabilities)
     scores["score"] = selection_score(scores, score_weights)
     return scores

@@ -28,8 +28,15 @@ def test_shapes(plan, image, head):
 
 def test_flat_loop_equals_monais_nested_network(plan, image):
     reference = DynUNet(
-        3, 1, NUM_LABELS, plan.kernels, plan.strides, plan.strides[1:], filters=plan.channels,
-        norm_name=("INSTANCE", {"affine": True}), trans_bias=True,
+        3,
+        1,
+        NUM_LABELS,
+        plan.kernels,
+        plan.strides,
+        plan.strides[1:],
+        filters=plan.channels,
+        norm_name=("INSTANCE", {"affine": True}),
+        trans_bias=True,
         act_name=("leakyrelu", {"inplace": True, "negative_slope": 0.01}),
     ).eval()
     ours = MultitaskUNet(plan, NetworkConfig(stages=(0,))).eval()
@@ -83,3 +90,14 @@ def test_stages_that_are_not_there(plan, stages):
 def test_unknown_head(plan):
     with pytest.raises(UsageError, match="model.head=oracle: choose one of gap, attention, lesion"):
         MultitaskUNet(plan, NetworkConfig(head="oracle"))
+
+
+def test_guide_replaces_the_predicted_mask_patch_by_patch(network, image):
+    guide = torch.zeros(2, 1, 8, 16, 16, dtype=torch.int16)
+    guide[0, :, 2:5, 4:9, 4:9] = 2
+    guide[1] = -1
+    with torch.no_grad():
+        free, guided = network(image), network(image, guide)
+    torch.testing.assert_close(free.evidence.sums[1], guided.evidence.sums[1])
+    lesion_vox = guided.evidence.weights[0, 0]
+    torch.testing.assert_close(lesion_vox, torch.tensor(3.0 * 5 * 5))

@@ -1,0 +1,58 @@
+# Everything runs in .venv, which is made on the first call; `make help` lists the targets.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.ready
+EXTRAS := dev,openvino,onnx,dicom,sweep,slurm,tensorboard
+DEMO   := outputs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint types format gpu-check bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1|/' | \
+		awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## make .venv with the package, its extras and the tools of development
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+# The steps of the demo are the commands that a user would type, with a small network for the CPU.
+demo: $(STAMP)  ## phantoms, training, prediction, evaluation, report: at most 15 minutes on 2 cores
+	$(BIN)/python -m pancreas_mtl.phantom output_dir=$(DEMO)/data \
+		num_train=100 num_validation=20 num_test=40 difficulty=easy size=small
+	$(BIN)/python train.py experiment=balanced data=quiz data.root=$(DEMO)/data \
+		output_dir=$(DEMO)/run overwrite=true plan=small trainer=cpu $(DEMO_TRAINING)
+	$(BIN)/python predict.py model=$(DEMO)/run/bundle input=$(DEMO)/data/test \
+		output_dir=$(DEMO)/predictions overwrite=true
+	$(BIN)/python -m pancreas_mtl.report runs=[$(DEMO)/run,$(DEMO)/evaluation] output_dir=$(DEMO)/report
+	$(BIN)/python -m pancreas_mtl.evaluate predictions=$(DEMO)/predictions \
+		references=$(DEMO)/data/references output_dir=$(DEMO)/evaluation
+
+test: $(STAMP)  ## the whole test suite
+	$(BIN)/python -m pytest
+
+test-fast: $(STAMP)  ## the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(STAMP)  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy
+	$(BIN)/mypy
+
+format: $(STAMP)  ## put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+gpu-check: $(STAMP)  ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu -rs
+
+clean:  ## remove caches and outputs, but not .venv
+	rm -rf outputs multirun build .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

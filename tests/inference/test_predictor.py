@@ -1,0 +1,163 @@
+import numpy as np
+import pytest
+import torch
+
+from pancreas_mtl import Predictor
+from pancreas_mtl.data.images import read_image, read_mask
+from pancreas_mtl.errors import CaseError, UsageError
+from pancreas_mtl.inference.engines import TorchEngine
+from pancreas_mtl.inference.pipeline import nifti_source, predict_cases
+from pancreas_mtl.inference.writer import (
+    JOURNAL,
+    CaseRecord,
+    append,
+    close_output,
+    open_output,
+    run_facts,
+)
+
+SPACING = (2.0, 0.7, 0.9)
+
+
+@pytest.fixture
+def image():
+    return np.random.default_rng(0).normal(60, 50, size=(9, 21, 17)).astype(np.float32)
+
+
+@pytest.fixture
+def predictor(bundle):
+    return Predictor.from_bundle(bundle, preset="fast", device="cpu", precision="fp32")
+
+
+def test_answer_has_the_images_grid(predictor, image):
+    prediction = predictor(image, SPACING)
+    assert prediction.labels.shape == image.shape
+    assert prediction.labels.dtype == np.uint8
+    assert prediction.subtype_probabilities.sum() == pytest.approx(1, abs=1e-5)
+    assert prediction.mask_entropy > 0
+
+
+def test_mirroring_a_mirrored_image_changes_nothing(bundle, image):
+    predictor = Predictor.from_bundle(bundle, device="cpu", precision="fp32")
+    a, b = predictor(image, SPACING), predictor(image[:, :, ::-1], SPACING)
+    assert (a.labels == b.labels[:, :, ::-1]).mean() > 0.99
+    np.testing.assert_allclose(a.subtype_probabilities, b.subtype_probabilities, atol=1e-3)
+
+
+def test_an_ensemble_of_twins_is_the_single_model(bundle, predictor, image):
+    twins = Predictor.from_bundle([bundle, bundle], preset="fast", device="cpu", precision="fp32")
+    alone, together = predictor(image, SPACING), twins(image, SPACING)
+    np.testing.assert_allclose(
+        alone.subtype_probabilities, together.subtype_probabilities, atol=1e-6
+    )
+    assert (alone.labels == together.labels).mean() > 0.98  # probabilities instead of logits
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 40, 30), (40, 3, 3)])
+def test_degenerate_shapes(predictor, shape):
+    assert predictor(np.zeros(shape, np.float32), SPACING).labels.shape == shape
+
+
+def test_bad_arrays(predictor, image):
+    with pytest.raises(CaseError, match="three axes"):
+        predictor(image[0], SPACING)
+    image[0, 0, 0] = np.nan
+    with pytest.raises(CaseError, match="finite"):
+        predictor(image, SPACING)
+
+
+def test_bf16_agrees_with_fp32(network):
+    torch.manual_seed(0)
+    images = torch.randn(2, 1, 8, 16, 16)
+    full, half = (
+        TorchEngine(network, device="cpu", precision=p)(images)[0] for p in ("fp32", "bf16")
+    )
+    assert full.dtype == half.dtype == torch.float32
+    assert (full - half).abs().max() < 0.05 * full.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device": "tpu7"}, "device=tpu7"),
+        ({"precision": "fp16", "device": "cpu"}, "precision=fp16"),
+        ({"precision": "int8", "device": "cpu"}, "precision=int8: choose one of"),
+    ],
+)
+def test_bad_choices(network, settings, message):
+    with pytest.raises(UsageError, match=message):
+        TorchEngine(network, **settings)
+
+
+@pytest.fixture
+def files(tmp_path, write_nifti):
+    rng = np.random.default_rng(0)
+    paths = [
+        write_nifti(
+            tmp_path / "in" / f"{name}_0000.nii.gz",
+            rng.normal(60, 40, (14, 12, 9)).astype(np.float32),
+        )
+        for name in ("b", "a", "c")
+    ]
+    paths[1].write_bytes(b"not a scan")
+    return paths
+
+
+def test_one_bad_case_does_not_stop_the_others(predictor, files, tmp_path):
+    output = tmp_path / "out"
+    open_output(output, "x", overwrite=False)
+    seen = []
+    records = predict_cases(
+        predictor,
+        [nifti_source(p) for p in files],
+        output,
+        after_case=lambda name, volume, prediction: seen.append(name),
+    )
+    assert [record.name for record in records] == ["b", "a", "c"]
+    assert "a_0000.nii.gz" in records[1].error
+    assert seen == ["b", "c"]
+    mask, image = read_mask(output / "b.nii.gz"), read_image(files[0])
+    np.testing.assert_allclose(mask.source.affine, image.source.affine)
+    assert set(records[0].seconds) == {"read", "prepare", "network", "finish", "write"}
+    close_output(output, records, run_facts(predictor, {}))
+    rows = (output / "subtype_results.csv").read_text().splitlines()
+    assert rows[0] == "Names,Subtype"
+    assert [row.split(",")[0] for row in rows[1:]] == ["b.nii.gz", "c.nii.gz"]
+    assert not (output / JOURNAL).exists()
+
+
+def test_a_defect_in_one_case_is_recorded(predictor, files, tmp_path, monkeypatch):
+    open_output(tmp_path, "x", overwrite=True)
+    monkeypatch.setattr(predictor, "finish", lambda *_: 1 / 0)
+    records = predict_cases(predictor, [nifti_source(files[0])], tmp_path)
+    assert "defect during finish" in records[0].error
+
+
+def test_the_files_of_a_case_equal_the_call_in_python(predictor, files, tmp_path):
+    open_output(tmp_path, "x", overwrite=True)
+    predict_cases(predictor, [nifti_source(files[0])], tmp_path)
+    expected = predictor.predict(read_image(files[0]))
+    np.testing.assert_array_equal(read_mask(tmp_path / "b.nii.gz").array, expected.labels)
+
+
+def test_an_interrupted_prediction_goes_on(tmp_path):
+    assert open_output(tmp_path, "x", overwrite=False) == []
+    append(tmp_path, CaseRecord("a", "a.nii.gz", (0.2, 0.3, 0.5), 0.1))
+    append(tmp_path, CaseRecord("b", "b.nii.gz", error="bad"))
+    with (tmp_path / JOURNAL).open("a") as journal:
+        journal.write('{"name": "c", "inp')
+    assert [record.name for record in open_output(tmp_path, "x", overwrite=False)] == ["a"]
+    with pytest.raises(UsageError, match="other models or settings"):
+        open_output(tmp_path, "y", overwrite=False)
+    assert open_output(tmp_path, "y", overwrite=True) == []
+
+
+def test_a_finished_prediction_is_not_overwritten(predictor, tmp_path):
+    open_output(tmp_path, "x", overwrite=False)
+    close_output(tmp_path, [CaseRecord("a", "a.nii.gz", (0.2, 0.3, 0.5), 0.1)], {})
+    with pytest.raises(UsageError, match="finished prediction"):
+        open_output(tmp_path, "x", overwrite=False)
+    assert (tmp_path / "subtype_results.csv").read_text() == "Names,Subtype\na.nii.gz,2\n"
+    assert (tmp_path / "subtype_probabilities.csv").read_text() == (
+        "Names,p0,p1,p2\na.nii.gz,0.200000,0.300000,0.500000\n"
+    )

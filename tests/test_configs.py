@@ -1,0 +1,102 @@
+"""Every experiment composes, adds no key, and builds."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from pancreas_mtl import build
+from pancreas_mtl.data.augment import AugmentConfig
+from pancreas_mtl.data.datamodule import SamplingConfig
+from pancreas_mtl.data.plan import PlanConfig
+from pancreas_mtl.errors import UsageError
+from pancreas_mtl.losses.joint import LossConfig
+from pancreas_mtl.models.network import NetworkConfig
+from pancreas_mtl.training.module import OptimizerConfig
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+SECTIONS = {
+    "augment": AugmentConfig,
+    "sampling": SamplingConfig,
+    "plan": PlanConfig,
+    "loss": LossConfig,
+    "model": NetworkConfig,
+    "optimizer": OptimizerConfig,
+}
+
+
+def composed(*overrides, name="train"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, overrides=list(overrides), return_hydra_config=True)
+
+
+def keys(node, prefix=""):
+    found = set()
+    for key, value in node.items():
+        found.add(f"{prefix}{key}")
+        if isinstance(value, dict):
+            found |= keys(value, f"{prefix}{key}.")
+    return found
+
+
+@pytest.fixture(scope="module")
+def default_keys():
+    config = composed("experiment=balanced")
+    return keys(OmegaConf.to_container(config)) | {"logger.wandb.project", "trainer.strategy"}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_adds_no_key_and_builds(experiment, default_keys, plan, tmp_path):
+    config = composed(f"experiment={experiment}", f"output_dir={tmp_path}", "model.stages=[0,1]")
+    assert keys(OmegaConf.to_container(config)) <= default_keys
+    module = build.module(config, plan)
+    trainer = build.trainer(config, tmp_path)
+    assert trainer.max_epochs <= 120
+    assert sum(p.numel() for p in module.network.parameters()) > 0
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_has_a_header_with_its_command(experiment):
+    lines = (CONF / "experiment" / f"{experiment}.yaml").read_text().splitlines()
+    assert lines[0] == "# @package _global_"
+    assert f"python train.py experiment={experiment}" in "\n".join(lines[:6])
+
+
+def test_variants_differ():
+    texts = {name: OmegaConf.to_yaml(composed(f"experiment={name}")) for name in EXPERIMENTS}
+    assert len(set(texts.values())) == len(EXPERIMENTS) >= 5
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_sections_name_exactly_the_fields_of_their_dataclass(section):
+    names = {field.name for field in fields(SECTIONS[section])}
+    for path in (CONF / section).glob("*.yaml"):
+        assert set(OmegaConf.load(path)) == names, path
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_mistyped_key_fails_by_its_name(section):
+    config = OmegaConf.create({section: {"lrr": 1}})
+    with pytest.raises(UsageError, match=rf"{section}\.lrr: no such key"):
+        build.settings(SECTIONS[section], config, section)
+
+
+@pytest.mark.parametrize("trainer", ["auto", "cpu", "gpu", "gpu_fp16", "ddp"])
+def test_trainers_leave_the_precision_free(trainer):
+    config = composed(f"trainer={trainer}", "trainer.precision=32-true")
+    assert config.trainer.precision == "32-true"
+    assert config.trainer.max_epochs == 120
+
+
+def test_an_impossible_trainer_is_one_line(tmp_path):
+    config = composed("trainer.precision=7-mixed", f"output_dir={tmp_path}")
+    with pytest.raises(UsageError, match="trainer: .*7-mixed"):
+        build.trainer(config, tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("*.yaml")))
+def test_every_command_composes(name):
+    assert "hydra" in composed(name=name, *([] if name != "audit" else ["data=quiz"]))

@@ -1,0 +1,171 @@
+"""The LightningModule on a network of a few hundred weights; real Trainer, no files."""
+
+import copy
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from pancreas_mtl.losses.joint import LossConfig
+from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
+from pancreas_mtl.training.module import MultitaskModule, OptimizerConfig
+from pancreas_mtl.types import UNKNOWN, Batch
+
+
+class Patches(torch.utils.data.Dataset):
+    """A bright box is the lesion; the subtype is its brightness."""
+
+    def __init__(self, count=8, size=(8, 16, 16)):
+        self.count, self.size = count, size
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        image = torch.randn((1, *self.size), generator=generator) * 0.1
+        mask = torch.zeros((1, *self.size), dtype=torch.int16)
+        mask[:, 2:6, 3:12, 3:12], mask[:, 3:5, 5:9, 5:9] = 1, 2
+        image += mask * (1 + index % 3)
+        return Batch(
+            image,
+            mask,
+            torch.tensor(index % 3),
+            (mask == 2).sum().float(),
+            torch.tensor(index),
+            f"case{index}",
+        )
+
+
+def make(plan, **changes):
+    torch.manual_seed(0)
+    return MultitaskModule(
+        MultitaskUNet(plan, NetworkConfig(stages=(0, 1), dropout=0.0)),
+        plan=plan,
+        augment=lambda batch: batch,
+        loss=LossConfig(ramp_epochs=0),
+        optimizer=OptimizerConfig(**{"lr": 1e-2, "head_lr": 1e-2, "warmup_steps": 1} | changes),
+        score_weights={"whole_pancreas_dsc": 1.0, "macro_f1": 1.0},
+    )
+
+
+def fit(module, tmp_path, *, epochs=1, train=None, **changes):
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        num_sanity_val_steps=0,
+        gradient_clip_val=5.0,
+        **changes,
+    )
+    train = train or DataLoader(Patches(), batch_size=2)
+    trainer.fit(module, train, DataLoader(Patches(3), batch_size=1))
+    return trainer
+
+
+def test_learns_and_reports(plan, tmp_path):
+    module = make(plan, ema=0.5)
+    metrics = fit(module, tmp_path, epochs=8).callback_metrics
+    assert metrics["train/segmentation_epoch"] < 1.0
+    assert metrics["val/whole_pancreas_dsc"] > 0.6
+    for name in ("val/score", "val/lesion_dsc", "val/macro_f1", "val/classes_predicted"):
+        assert 0 <= metrics[name] <= 3
+
+
+def test_head_has_a_group_of_its_own_and_every_weight_is_in_one(plan, tmp_path):
+    module = make(plan, lr=1e-2, head_lr=1e-3)
+    trainer = fit(module, tmp_path)
+    body, head = trainer.optimizers[0].param_groups
+    assert (body["initial_lr"], head["initial_lr"]) == (1e-2, 1e-3)
+    assert {id(p) for p in head["params"]} == {
+        id(p) for p in module.network.subtype_head.parameters()
+    }
+    assert len(body["params"]) + len(head["params"]) == len(list(module.network.parameters()))
+
+
+class Poisoned(Patches):
+    def __getitem__(self, index):
+        batch = super().__getitem__(index)
+        return batch._replace(image=batch.image * float("nan")) if index == 2 else batch
+
+
+def test_a_step_with_a_gradient_that_is_not_finite_is_skipped_and_counted(plan, tmp_path, caplog):
+    module = make(plan)
+    fit(module, tmp_path, train=DataLoader(Poisoned(), batch_size=2))
+    assert int(module.skipped) == 1
+    assert all(torch.isfinite(p).all() for p in module.parameters())
+    assert "case2, case3" in caplog.text
+
+
+def test_too_many_skipped_steps_stop_with_the_remedy(plan, tmp_path):
+    class AllBad(Patches):
+        def __getitem__(self, index):
+            batch = super().__getitem__(index)
+            return batch._replace(image=batch.image * float("inf"))
+
+    with pytest.raises(FloatingPointError, match=r"3 steps in a row.*lower optimizer.lr"):
+        fit(make(plan, max_skips=2), tmp_path, train=DataLoader(AllBad(), batch_size=2))
+
+
+def test_averaged_weights_follow_and_start_at_the_network(plan, tmp_path):
+    module = make(plan, ema=0.9)
+    before = copy.deepcopy(module.network.state_dict())
+    fit(module, tmp_path, epochs=2)
+    for name, value in module.averaged.module.state_dict().items():
+        lies_between = (value - before[name]).norm() <= (
+            module.network.state_dict()[name] - before[name]
+        ).norm() * 1.5
+        assert lies_between, name
+    moved = [not torch.equal(v, before[n]) for n, v in module.averaged.module.state_dict().items()]
+    assert any(moved)
+
+
+def test_missing_labels_train_without_harm(plan, tmp_path):
+    class Partial(Patches):
+        def __getitem__(self, index):
+            batch = super().__getitem__(index)
+            if index % 2:
+                return batch._replace(subtype=torch.tensor(UNKNOWN))
+            return batch._replace(
+                mask=torch.full_like(batch.mask, UNKNOWN), lesion_vox=torch.tensor(0.0)
+            )
+
+    module = make(plan)
+    fit(module, tmp_path, train=DataLoader(Partial(), batch_size=1))
+    assert int(module.skipped) == 0
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_precisions_agree_after_three_steps(plan, tmp_path, precision):
+    module = make(plan, ema=0.0)
+    fit(module, tmp_path, precision=precision, limit_train_batches=3)
+    reference = make(plan, ema=0.0)
+    fit(reference, tmp_path, limit_train_batches=3)
+    batch = torch.utils.data.default_collate([Patches()[0]])
+    with torch.no_grad():
+        a, b = (m.network.eval()(batch.image).segmentation[0] for m in (module, reference))
+    assert (a - b).abs().mean() < 0.1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_three_steps_on_a_gpu(plan, tmp_path, precision):
+    module = make(plan)
+    trainer = pl.Trainer(
+        accelerator="gpu",
+        devices=1,
+        precision=precision,
+        max_steps=3,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(module, DataLoader(Patches(), batch_size=2), DataLoader(Patches(3)))
+    assert torch.isfinite(trainer.callback_metrics["train/segmentation"])
