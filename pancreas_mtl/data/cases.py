@@ -138,7 +138,7 @@ def _nnunet_cases(root: Path) -> Iterator[Case]:
     ending = facts.get("file_ending", ".nii.gz")
     if ending not in SUFFIXES:
         raise UsageError(f"{root}/dataset.json: file_ending {ending}: convert the files to .nii.gz")
-    subtypes = _subtypes_csv(root / "subtypes.csv")
+    subtypes = read_subtypes(root / "subtypes.csv")
     subtype_of = subtype_in_name if subtypes is None else subtypes.get
     cases = [
         *_numbered_cases(root / "imagesTr", root / "labelsTr", "train"),
@@ -225,7 +225,7 @@ def _names_by_value(labels: dict[str, Any]) -> dict[str, str]:
     return {str(value): name for name, value in labels.items()}
 
 
-def _subtypes_csv(path: Path) -> dict[str, int | None] | None:
+def read_subtypes(path: Path) -> dict[str, int | None] | None:
     """Read `Names,Subtype`; an empty subtype is unknown. None where there is no such file."""
     if not path.exists():
         return None
