@@ -38,12 +38,14 @@ from pancreas_mtl.data.phantom import write_dataset
 from pancreas_mtl.data.plan import PlanConfig, load_plan, make_plan, save_plan
 from pancreas_mtl.data.pool import default_workers
 from pancreas_mtl.data.preprocess import CacheEntry, preprocess
-from pancreas_mtl.data.splits import Split, make_splits, save_splits
+from pancreas_mtl.data.splits import Split, Splits, make_splits, save_splits
 from pancreas_mtl.errors import CaseError, UsageError
 from pancreas_mtl.inference.engines import cpu_has_bf16
 from pancreas_mtl.inference.pipeline import Source, nifti_source
 from pancreas_mtl.inference.predictor import PRESETS, Predictor
 from pancreas_mtl.losses.joint import LossConfig
+from pancreas_mtl.metrics.score import selection_score
+from pancreas_mtl.models.classifiers import HEADS
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
 from pancreas_mtl.training.callbacks import CollapseDetector, History
 from pancreas_mtl.training.module import MultitaskModule, OptimizerConfig
@@ -56,15 +58,45 @@ PREPROCESS_BYTES_PER_CASE = 1.5e9  # the largest crops of the task, with room
 SCORE = "val/score"
 
 
+SECTIONS: dict[str, type] = {
+    "augment": AugmentConfig,
+    "loss": LossConfig,
+    "model": NetworkConfig,
+    "optimizer": OptimizerConfig,
+    "plan": PlanConfig,
+    "sampling": SamplingConfig,
+}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The cases of a dataset by name, and which of them train and validate."""
+
+    cases: dict[str, Case]
+    splits: Splits
+    split: Split
+
+    def part(self, names: Sequence[str]) -> list[Case]:
+        """The cases of these names, in their order."""
+        return [self.cases[name] for name in names]
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A dataset, ready to train on."""
 
     plan: Plan
-    split: Split
-    cases: dict[str, Case]
     train: list[CacheEntry]
     validation: list[CacheEntry]
+
+
+def check(config: DictConfig) -> None:
+    """Raise a `UsageError` for a key or value that would fail later, before any work is done."""
+    for section, kind in SECTIONS.items():
+        settings(kind, config, section)
+    if config.model.head not in HEADS:
+        raise UsageError(f"model.head={config.model.head}: choose one of {', '.join(HEADS)}")
+    selection_score({}, plain(config.task.score))
 
 
 def settings(kind: type[Settings], config: DictConfig, section: str) -> Settings:
@@ -106,37 +138,43 @@ def cases(data: DictConfig, *, workers: int) -> list[Case]:
     return read_cases("quiz", root)
 
 
-def prepare(config: DictConfig, run_dir: Path) -> Prepared:
-    """Audit, split, plan and preprocess; what is done already is kept.
+def dataset(config: DictConfig) -> Dataset:
+    """Read the dataset's cases and choose the fold."""
+    everything = cases(config.data, workers=_workers(config))
+    splits = make_splits(everything, _official_folds(config.data))
+    return Dataset({case.name: case for case in everything}, splits, splits.choose(config.fold))
+
+
+def prepare(config: DictConfig, found: Dataset, run_dir: Path) -> Prepared:
+    """Audit, plan and preprocess; what is done already is kept.
 
     Only one process of a run works at a time: the first one does it, the others find it done.
     """
-    workers = config.workers or default_workers(PREPROCESS_BYTES_PER_CASE)
+    train, validation = found.part(found.split.train), found.part(found.split.validation)
     with _one_at_a_time(run_dir):
-        everything = cases(config.data, workers=workers)
-        splits = make_splits(everything, _official_folds(config.data))
-        split = splits.choose(config.fold)
-        save_splits(splits, run_dir / "splits.json")
-        by_name = {case.name: case for case in everything}
-        used = [by_name[name] for name in (*split.train, *split.validation)]
+        save_splits(found.splits, run_dir / "splits.json")
         plan_path = run_dir / "plan.json"
         if not plan_path.exists():
             if config.audit:
-                _audit(used, run_dir, workers)
-            measured = fingerprint([by_name[name] for name in split.train], workers=workers)
+                _audit(list(found.cases.values()), run_dir, _workers(config))
+            measured = fingerprint(train, workers=_workers(config))
             save_plan(make_plan(measured, settings(PlanConfig, config, "plan")), plan_path)
         plan = load_plan(plan_path)
-        entries = preprocess(used, plan, Path(config.paths.cache), workers=workers)
-    cut = len(split.train)
-    return Prepared(plan, split, by_name, entries[:cut], entries[cut:])
+        cache_dir = Path(config.paths.cache)
+        entries = preprocess([*train, *validation], plan, cache_dir, workers=_workers(config))
+    return Prepared(plan, entries[: len(train)], entries[len(train) :])
+
+
+def _workers(config: DictConfig) -> int:
+    return config.workers or default_workers(PREPROCESS_BYTES_PER_CASE)
 
 
 def _official_folds(data: DictConfig) -> list[tuple[list[str], list[str]]] | None:
     return None if data.layout == "phantom" else read_official_folds(data.layout, Path(data.root))
 
 
-def _audit(used: Sequence[Case], run_dir: Path, workers: int) -> None:
-    report = audit_cases(used, workers=workers)
+def _audit(cases: Sequence[Case], run_dir: Path, workers: int) -> None:
+    report = audit_cases(cases, workers=workers)
     (run_dir / "audit.json").write_text(json.dumps(report.as_json(), indent=1) + "\n")
     log.info("audit: %s", report.summary())
     if report.errors:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from pancreas_mtl.data.phantom import write_dataset
 from pancreas_mtl.inference.bundle import save_bundle
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
 from pancreas_mtl.types import Intensity, Plan
@@ -73,3 +74,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def tiny_quiz(tmp_path_factory) -> Path:
+    """A dataset in the quiz layout: 10 training, 3 validation and 3 test phantoms, small and easy."""
+    root = tmp_path_factory.mktemp("quiz") / "data"
+    write_dataset(root, num_train=10, num_validation=3, num_test=3, seed=1, size="small")
+    return root

@@ -17,6 +17,7 @@ from pancreas_mtl.models.network import NetworkConfig
 from pancreas_mtl.training.module import OptimizerConfig
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+FOLDER = {"model": "head"}  # a group `model` would take model=BUNDLE of predict.py for a choice
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 SECTIONS = {
     "augment": AugmentConfig,
@@ -73,7 +74,7 @@ def test_variants_differ():
 @pytest.mark.parametrize("section", SECTIONS)
 def test_sections_name_exactly_the_fields_of_their_dataclass(section):
     names = {field.name for field in fields(SECTIONS[section])}
-    for path in (CONF / section).glob("*.yaml"):
+    for path in (CONF / FOLDER.get(section, section)).glob("*.yaml"):
         assert set(OmegaConf.load(path)) == names, path
 
 

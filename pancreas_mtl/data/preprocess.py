@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import uuid
 from collections.abc import Sequence
@@ -40,6 +41,7 @@ from pancreas_mtl.types import (
 FORMAT = 1
 COORDINATES_PER_LABEL = 500
 IMAGE_ORDER = 3
+MAX_VOX = 2**30  # of one image at the plan's spacing
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,11 @@ def prepare_image(volume: Volume, intensity: Intensity, spacing_mm: TripleMm) ->
     shape = _shape3(volume.array)
     orders = spline_orders(volume.spacing_mm, spacing_mm, order=IMAGE_ORDER)
     new_shape = target_shape(shape, volume.spacing_mm, spacing_mm)
+    if math.prod(new_shape) > MAX_VOX:
+        raise CaseError(
+            f"{shape} voxels of {volume.spacing_mm} mm become {new_shape} at the plan's spacing: "
+            "too many; check the header's spacing, or crop the image around the pancreas"
+        )
     return resample(normalise(volume.array, intensity), new_shape, orders=orders)
 
 

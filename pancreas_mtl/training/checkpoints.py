@@ -26,7 +26,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UsageError(f"{path}: not found; without it, start anew by overwrite=true") from None
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        reason = str(error).split(". ")[0].splitlines()[0]
+        reason = " ".join(f"{type(error).__name__} {error}".split())[:80]
         raise UsageError(
             f"{path}: not a checkpoint of this project ({reason}); start anew by overwrite=true"
         ) from error

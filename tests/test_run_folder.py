@@ -1,0 +1,67 @@
+import logging
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from pancreas_mtl.errors import UsageError
+from pancreas_mtl.run_folder import open_run
+
+
+@pytest.fixture(autouse=True)
+def _restore_logging():
+    handlers = logging.getLogger().handlers[:]
+    yield
+    logging.getLogger().handlers[:] = handlers
+
+
+def config(**changes):
+    return OmegaConf.create({"resume": False, "overwrite": False, "lr": 1.0} | changes)
+
+
+def test_a_new_folder_gets_its_config_and_log(tmp_path):
+    assert open_run(config(), tmp_path / "run") is None
+    assert OmegaConf.load(tmp_path / "run" / "config.yaml").lr == 1.0
+    assert (tmp_path / "run" / "train.log").exists()
+
+
+def test_a_run_is_never_overwritten_by_accident(tmp_path):
+    open_run(config(), tmp_path)
+    with pytest.raises(UsageError, match="holds a run: go on with it by resume=true"):
+        open_run(config(lr=2.0), tmp_path)
+    assert OmegaConf.load(tmp_path / "config.yaml").lr == 1.0
+
+
+def test_overwriting_removes_the_run_and_nothing_else(tmp_path):
+    open_run(config(), tmp_path)
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "metrics.csv").touch()
+    (tmp_path / "my notes.txt").touch()
+    open_run(config(overwrite=True, lr=2.0), tmp_path)
+    assert not (tmp_path / "bundle").exists()
+    assert not (tmp_path / "metrics.csv").exists()
+    assert (tmp_path / "my notes.txt").exists()
+    assert OmegaConf.load(tmp_path / "config.yaml").lr == 2.0
+
+
+def test_resuming_finds_the_last_checkpoint_or_starts_anew(tmp_path):
+    open_run(config(), tmp_path)
+    assert open_run(config(resume=True), tmp_path) is None
+    (tmp_path / "checkpoints").mkdir()
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    torch.save({"state_dict": {}}, last)
+    assert open_run(config(resume=True), tmp_path) == last
+
+
+def test_resuming_from_what_is_no_checkpoint(tmp_path):
+    open_run(config(), tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").write_text("hello")
+    with pytest.raises(UsageError, match=r"last.ckpt: not a checkpoint"):
+        open_run(config(resume=True), tmp_path)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="output_dir="):
+        open_run(config(), tmp_path / "file" / "run")
