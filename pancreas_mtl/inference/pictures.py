@@ -26,7 +26,6 @@ OUTLINES = ((Label.PANCREAS, "#ffb000"), (Label.LESION, "#ff4d6d"))
 BACKGROUND, TEXT = "#0b0d10", "#e8eaed"
 WIDTH_IN, GAP_IN, DPI = 8.0, 0.05, 120
 
-THUMBNAIL_IN = 1.1
 
 Box = tuple[slice, slice, slice]
 
@@ -67,23 +66,6 @@ def mosaic(
         _draw(axes, plane)
     _letters(panels)
     _legend(figure, with_reference=reference is not None)
-    return figure
-
-
-def thumbnail(
-    image_hu: FloatArray,
-    labels: LabelArray,
-    spacing_mm: TripleMm,
-    *,
-    reference: LabelArray | None = None,
-) -> Figure:
-    """Draw the mosaic's axial slice alone, small and without text; arguments as for `mosaic`."""
-    axial = _planes(image_hu, labels, reference, spacing_mm)[0]
-    height, width = axial.size_mm
-    figure = Figure(figsize=(THUMBNAIL_IN, THUMBNAIL_IN * height / width), dpi=DPI)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    _draw(axes, axial)
     return figure
 
 

@@ -43,8 +43,8 @@ def scores(name, mask, predicted, rng):
         entry[f"{key}_dsc"] = dsc(a, b)
         entry[f"{key}_nsd"] = float(rng.uniform(0.5, 1))
         entry[f"{key}_hd95_mm"] = float(rng.uniform(1, 6))
-        entry[f"{key}_reference_ml"] = float(a.sum() * voxel_ml)
-        entry[f"{key}_predicted_ml"] = float(b.sum() * voxel_ml)
+        entry[f"{key}_reference_volume_ml"] = float(a.sum() * voxel_ml)
+        entry[f"{key}_volume_ml"] = float(b.sum() * voxel_ml)
     return entry
 
 

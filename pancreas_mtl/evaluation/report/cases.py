@@ -78,12 +78,17 @@ def _score_cell(key: str) -> Callable[[CaseRow], Markup]:
     return lambda row: datum(row.run, f"{row.path}.{key}", digits)
 
 
+def verdict(row: CaseRow) -> str:
+    """Whether the subtype is right, wrong or unknown."""
+    reference, answer = (row.case.scores.get(key) for key in ("subtype", "subtype_predicted"))
+    if reference is None or answer is None:
+        return "unknown"
+    return "right" if reference == answer else "wrong"
+
+
 def _predicted_cell(row: CaseRow) -> Markup:
-    known = row.case.scores.get("subtype") is not None
-    right = row.case.scores.get("subtype") == row.case.scores.get("subtype_predicted")
-    verdict = ("right" if right else "wrong") if known else "unknown"
     value = datum(row.run, f"{row.path}.subtype_predicted")
-    return Markup('<span class="{}" title="{}">{}</span>').format(verdict, verdict, value)
+    return Markup('<span class="{0}" title="{0}">{1}</span>').format(verdict(row), value)
 
 
 def _probabilities_cell(row: CaseRow) -> Markup:

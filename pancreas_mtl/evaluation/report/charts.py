@@ -22,7 +22,6 @@ from pancreas_mtl.evaluation.report.svg import (
     style,
     to_svg,
 )
-from pancreas_mtl.types import NUM_SUBTYPES
 
 REGIONS = (("whole_pancreas", "whole pancreas"), ("lesion", "lesion"))
 CURVE_GROUPS = (("train", "Training loss"), ("val", "Validation"), ("lr", "Learning rate"))
@@ -135,54 +134,6 @@ def _epochs(runs: Sequence[Run], ends: Sequence[tuple[str, str, float, float]]) 
     curves = [dict(named[name].curves[column]) for name, column, *_ in ends]
     epochs = sorted({epoch for curve in curves for epoch in curve})
     return [[int(epoch), *(curve.get(epoch) for curve in curves)] for epoch in epochs]
-
-
-def dsc_by_subtype(runs: Sequence[Run]) -> Chart | None:
-    """Every case's DSC as a dot, grouped by the reference's subtype, with each group's median."""
-    rows: list[tuple[Any, ...]] = []
-    with style():
-        figure, panels = new_figure(2, sharey=True)
-        for axes, (key, region) in zip(panels, REGIONS, strict=True):
-            for number, run in enumerate(runs):
-                rows += _draw_strips(axes, run, number, len(runs), key, region)
-            axes.set_title(region)
-            axes.set_xticks(range(NUM_SUBTYPES + 1), [*map(str, range(NUM_SUBTYPES)), "all"])
-            axes.set_xlabel("subtype (reference)")
-            axes.set_ylim(-0.03, 1.03)
-        panels[0].set_ylabel("DSC")
-        legend_below(figure, panels[0])
-    if not rows:
-        return None
-    alt = "DSC of every case. Medians: " + "; ".join(
-        f"{name}, {region}, subtype {group}: {median:.3f}"
-        for name, region, group, _, median, *_ in rows
-    )
-    header = ("run", "region", "subtype", "cases", "median", "lowest", "highest")
-    caption = "A dot is a case (a click opens it), a line the median of its group."
-    svg = to_svg(figure, alt=alt, titles=tooltips(runs))
-    return Chart("dsc", "DSC by region and subtype", svg, caption, Table(header, rows))
-
-
-def _draw_strips(
-    axes: Axes, run: Run, number: int, runs: int, key: str, region: str
-) -> Iterator[tuple[Any, ...]]:
-    """Draw a run's strips of dots, one a subtype and one of all; yield the rows behind them."""
-    noise = np.random.default_rng(number)
-    width = 0.8 / runs
-    for slot in range(NUM_SUBTYPES + 1):
-        group = "all" if slot == NUM_SUBTYPES else slot
-        left = slot - 0.4 + number * width
-        in_group = [case for case in run.cases if group in ("all", case.scores.get("subtype"))]
-        cases = [case for case in in_group if case.scores.get(f"{key}_dsc") is not None]
-        if not cases:
-            continue
-        y = [float(case.scores[f"{key}_dsc"]) for case in cases]
-        x = left + width * noise.uniform(0.15, 0.85, len(y))
-        label = run.name if group == "all" else None
-        draw_dots(axes, Dots(cases, x.tolist(), y), colour=run_colour(number), label=label)
-        median = float(np.median(y))
-        axes.hlines(median, left + 0.05 * width, left + 0.95 * width, color=INK, lw=1.5)
-        yield run.name, region, group, len(y), median, min(y), max(y)
 
 
 def seconds_per_stage(runs: Sequence[Run]) -> Chart | None:

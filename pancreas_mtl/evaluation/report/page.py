@@ -6,6 +6,8 @@ dotted path it comes from, so that the page can be checked against the file.
 
 from __future__ import annotations
 
+import base64
+import gzip
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -16,8 +18,8 @@ from markupsafe import Markup
 
 from pancreas_mtl.data.nifti import atomic_path
 from pancreas_mtl.data.pool import map_in_processes
-from pancreas_mtl.evaluation.report import charts, tables
-from pancreas_mtl.evaluation.report.cases import case_rows, columns, describe, picture_alt
+from pancreas_mtl.evaluation.report import charts, score_charts, tables
+from pancreas_mtl.evaluation.report.cases import case_rows, columns, describe, picture_alt, verdict
 from pancreas_mtl.evaluation.report.charts import Chart, plain_words
 from pancreas_mtl.evaluation.report.runs import Run, RunCase, read_runs
 from pancreas_mtl.evaluation.report.volumes import (
@@ -29,8 +31,14 @@ from pancreas_mtl.evaluation.report.volumes import (
 
 PACKAGE = "pancreas_mtl.evaluation.report"
 ASSETS = files(PACKAGE) / "assets"
-INLINED = ("report.css", "report.js")
+INLINED = ("report.css", "report.js", "viewer.js")
 WORST = 6  # cases shown as pictures above the table
+WINDOWS_HU = (
+    ("Soft tissue", -160, 240),
+    ("Pancreas", -65, 185),
+    ("Lesion", 0, 150),
+    ("All", -200, 312),
+)
 
 
 def write_report(runs: Sequence[Path], output_dir: Path, *, workers: int = 1) -> Path:
@@ -114,6 +122,7 @@ def _context(runs: list[Run], packed: list[PackedCase], problems: list[str]) -> 
         "scores": tables.scores(runs),
         "confusions": tables.confusion_matrices(runs),
         "comparable": comparable,
+        "differences": tables.differences(comparable),
         "optimism": tables.optimism(comparable, "subtype.macro_f1"),
         "charts": list(_charts(runs)),
         "rows": rows,
@@ -121,15 +130,28 @@ def _context(runs: list[Run], packed: list[PackedCase], problems: list[str]) -> 
         "worst": [row for row in rows if row.pictures][:WORST],
         "packed": packed,
         "notes": [note for run in runs for note in (*run.missing, *run.failures)] + problems,
+        "windows": WINDOWS_HU,
+        "niivue": niivue_gz() if packed else "",
         "assets": {name: Markup((ASSETS / name).read_text("utf-8")) for name in INLINED},
     }
 
 
 def _charts(runs: Sequence[Run]) -> Iterable[Chart]:
     yield from charts.training_curves(runs)
-    for make in (charts.dsc_by_subtype, charts.seconds_per_stage):
-        if chart := make(runs):
-            yield chart
+    makers = (
+        score_charts.dsc_by_subtype,
+        score_charts.dsc_by_size,
+        score_charts.volume_agreement,
+        score_charts.reliability,
+        charts.seconds_per_stage,
+    )
+    yield from (chart for make in makers if (chart := make(runs)))
+
+
+def niivue_gz() -> str:
+    """The viewer's library, gzipped, in base64."""
+    code = (ASSETS / "niivue.umd.js").read_bytes()
+    return base64.b64encode(gzip.compress(code, compresslevel=9, mtime=0)).decode("ascii")
 
 
 def _environment() -> Environment:
@@ -140,8 +162,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(
-        datum=tables.datum, estimate=tables.estimate, describe=describe, picture_alt=picture_alt
-    )
+    helpers = (tables.datum, tables.estimate, describe, picture_alt, verdict)
+    environment.globals.update({helper.__name__: helper for helper in helpers})
     environment.filters["words"] = plain_words
     return environment

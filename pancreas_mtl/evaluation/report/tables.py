@@ -7,11 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 from markupsafe import Markup
-from scipy.integrate import quad
-from scipy.stats import norm
 
 from pancreas_mtl.evaluation.report.runs import Run
+from pancreas_mtl.metrics.comparison import (
+    PairedDifference,
+    holm,
+    optimism_of_best_of,
+    paired_difference,
+)
+from pancreas_mtl.metrics.intervals import mean
 
 HEADINGS = {
     "whole_pancreas": "Whole pancreas",
@@ -19,6 +25,8 @@ HEADINGS = {
     "lesion": "Lesion",
     "subtype": "Subtype",
 }
+COMPARED = ("whole_pancreas_dsc", "lesion_dsc")
+NORMAL_QUANTILE = 1.96  # half of a 95% interval in standard errors
 
 
 class TargetRow(NamedTuple):
@@ -47,6 +55,16 @@ class Score(NamedTuple):
 
     label: str
     path: str
+
+
+class Difference(NamedTuple):
+    """A run's mean score minus that of the first run, on the cases of both."""
+
+    run: Run
+    key: str
+    paired: PairedDifference
+    cases: int
+    p_value: float = 1.0  # corrected for all comparisons of the page
 
 
 def targets(runs: Sequence[Run]) -> list[Target]:
@@ -117,26 +135,33 @@ def comparable(runs: Sequence[Run]) -> list[Run]:
 
 
 def optimism(runs: Sequence[Run], path: str) -> float | None:
-    """By how much the best of equally good, independent runs overstates itself on average.
-
-    That is the expected maximum of as many standard normal variables, times the mean standard
-    error (a quarter of the 95% interval's width). Runs scored on the same cases are correlated,
-    which lessens it: an upper bound. None without intervals.
-    """
+    """By how much the best of equally good runs may overstate itself; None without intervals."""
     intervals = [run.value(f"{path}.ci95") for run in runs]
     if len(runs) < 2 or any(not ends or None in ends for ends in intervals):
         return None
-    errors = [(high - low) / (2 * norm.ppf(0.975)) for low, high in intervals]
-    return expected_maximum(len(runs)) * sum(errors) / len(errors)
+    widths = [high - low for low, high in intervals]
+    standard_error = sum(widths) / len(widths) / (2 * NORMAL_QUANTILE)
+    return optimism_of_best_of(len(runs), standard_error)
 
 
-def expected_maximum(count: int) -> float:
-    """The expected maximum of `count` independent standard normal variables."""
+def differences(runs: Sequence[Run]) -> list[Difference]:
+    """Every comparable run against the first, paired over cases, p-values corrected by Holm."""
+    found = []
+    for key in COMPARED if len(runs) > 1 else ():
+        first = _by_name(runs[0], key)
+        for run in runs[1:]:
+            other = _by_name(run, key)
+            names = [name for name in first if name in other]
+            if names:
+                pair = (np.array([scores[name] for name in names]) for scores in (other, first))
+                found.append(Difference(run, key, paired_difference(mean, *pair), len(names)))
+    corrected = holm([difference.paired.p_value for difference in found])
+    return [difference._replace(p_value=p) for difference, p in zip(found, corrected, strict=True)]
 
-    def integrand(x: float) -> float:
-        return float(x * count * norm.pdf(x) * norm.cdf(x) ** (count - 1))
 
-    return float(quad(integrand, -10, 10)[0])
+def _by_name(run: Run, key: str) -> dict[str, float]:
+    values = ((case.name, case.scores.get(key)) for case in run.cases)
+    return {name: value for name, value in values if value is not None}
 
 
 def confusion_matrices(runs: Sequence[Run]) -> list[tuple[Run, list[list[Any]]]]:

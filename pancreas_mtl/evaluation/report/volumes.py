@@ -2,8 +2,8 @@
 
 The CT is cropped to the neighbourhood of its masks, quantised to 256 levels within QUANTISED_HU and
 stored as one JPEG of all its slices, which browsers decode natively; it is for looking at, not for
-measuring. Labels and pooling weights are stored exactly, as gzipped NIfTI. All volumes of a case
-share one upright frame, with the voxel size but not the obliqueness of the scan.
+measuring. Masks are stored exactly, as gzipped NIfTI, and so are pooling weights in steps of
+WEIGHT_STEP. All volumes of a case share one upright frame, without the obliqueness of the scan.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import base64
 import gzip
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,23 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
 from pancreas_mtl.data.images import grid_difference, read_image, read_mask
 from pancreas_mtl.errors import CaseError
-from pancreas_mtl.inference.pictures import BACKGROUND, Box, mosaic, neighbourhood, thumbnail
+from pancreas_mtl.inference.pictures import Box, centre, mosaic, neighbourhood
 from pancreas_mtl.types import FloatArray, LabelArray, Triple, TripleMm, Volume
 
 QUANTISED_HU = (-200.0, 312.0)  # 2 HU a level; every window of the viewer lies within
 MARGIN_MM = 20.0
-MAX_CT_VOXELS = 8_000_000  # beyond it, neighbouring voxels are averaged
-JPEG_QUALITY = 82
+MAX_CT_BYTES = 300_000  # a case: 72 of them leave room for all else within 40 MB
+CT_QUALITIES = (80, 70, 60, 50)  # tried in turn; where none is enough, voxels are averaged
+MAX_CT_VOXELS = 12_000_000  # what a phone's browser still draws on one canvas
+PICTURE_QUALITY = 75
+THUMBNAIL_PX = 132  # shown at half of it, sharp on fine displays
+WEIGHT_STEP = 8
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ class PackedCase:
     name: str
     ct: Sheet
     reference: str | None
+    focus: tuple[float, float, float]  # the lesion's centre: shares of the way Right, Front, Up
     overlays: tuple[PackedOverlay, ...]
 
 
@@ -109,8 +116,17 @@ def pack_case(source: CaseSource) -> PackedCase:
         name=source.name,
         ct=pack_ct(image.array[box], image.spacing_mm),
         reference=None if reference is None else _nifti_gz(reference[box], image.spacing_mm),
+        focus=_focus(centre(masks), box),
         overlays=tuple(overlays),
     )
+
+
+def _focus(at: Triple, box: Box) -> tuple[float, float, float]:
+    d, h, w = (
+        (voxel - cut.start + 0.5) / (cut.stop - cut.start)
+        for voxel, cut in zip(at, box, strict=True)
+    )
+    return 1 - w, 1 - h, d
 
 
 def _pack_overlay(
@@ -121,15 +137,15 @@ def _pack_overlay(
     box: Box,
 ) -> PackedOverlay:
     drawn = np.zeros(image.array.shape, np.uint8) if mask is None else mask
-    picture = mosaic(image.array, drawn, image.spacing_mm, reference=reference, title=overlay.title)
-    small = thumbnail(image.array, drawn, image.spacing_mm, reference=reference)
+    figure = mosaic(image.array, drawn, image.spacing_mm, reference=reference, title=overlay.title)
+    picture, thumbnail = _picture_and_thumbnail(figure)
     weights = _weights(overlay.attention, image)
     return PackedOverlay(
         link=overlay.link,
         prediction=None if mask is None else _nifti_gz(mask[box], image.spacing_mm),
         attention=None if weights is None else _nifti_gz(weights[box], image.spacing_mm),
-        picture=_figure_jpeg(picture),
-        thumbnail=_figure_jpeg(small),
+        picture=picture,
+        thumbnail=thumbnail,
     )
 
 
@@ -146,36 +162,44 @@ def _weights(path: Path | None, image: Volume) -> npt.NDArray[np.uint8] | None:
     weights = read_image(path)
     if problem := grid_difference(weights.source, image.source):
         raise CaseError(f"{path} is not on its image's grid ({problem}): predict the case again")
-    return np.clip(weights.array, 0, 255).astype(np.uint8)
+    return np.clip(weights.array, 0, 255).astype(np.uint8) // WEIGHT_STEP * WEIGHT_STEP
 
 
 def pack_ct(image_hu: FloatArray, spacing_mm: TripleMm) -> Sheet:
-    """Quantise a CT `(D, H, W)` and lay its slices out as tiles of one JPEG."""
-    factors = reduction(image_hu.shape, spacing_mm)
-    levels = quantise(_block_mean(image_hu, factors))
+    """Quantise a CT `(D, H, W)` and lay its slices out as tiles of one JPEG.
+
+    The best quality that fits MAX_CT_BYTES is taken, at full resolution if one fits.
+    """
+    for factors in reductions(image_hu.shape, spacing_mm):
+        levels = quantise(_block_mean(image_hu, factors))
+        tiled, tile, columns = tiles(levels)
+        for quality in CT_QUALITIES:
+            jpeg = _jpeg(tiled, quality)
+            if len(jpeg) <= MAX_CT_BYTES:
+                header = _ct_header(levels.shape, spacing_mm, factors)
+                coarse = _triple_mm(mm * f for mm, f in zip(spacing_mm, factors, strict=True))
+                return Sheet(header, _base64(jpeg), levels.shape, tile, columns, coarse)
+    raise AssertionError("a single voxel is small enough")
+
+
+def tiles(levels: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], tuple[int, int], int]:
+    """Lay slices `(D, H, W)` out in a nearly square grid; also the tile's size, and the columns."""
     depth, height, width = levels.shape
     tile = (-(-height // 8) * 8, -(-width // 8) * 8)
     columns = max(1, min(depth, round(math.sqrt(depth * tile[0] / tile[1]))))
     rows = -(-depth // columns)
     padding = ((0, rows * columns - depth), (0, tile[0] - height), (0, tile[1] - width))
-    tiles = np.pad(levels, padding, mode="edge").reshape(rows, columns, *tile)
-    sheet = tiles.transpose(0, 2, 1, 3).reshape(rows * tile[0], columns * tile[1])
-    buffer = io.BytesIO()
-    Image.fromarray(sheet).save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    coarse_mm = _triple_mm(mm * factor for mm, factor in zip(spacing_mm, factors, strict=True))
-    offset_mm = [mm * (factor - 1) / 2 for mm, factor in zip(spacing_mm, factors, strict=True)]
-    header = nifti_header(levels.shape, coarse_mm, offset_mm)
+    padded = np.pad(levels, padding, mode="edge").reshape(rows, columns, *tile)
+    return padded.transpose(0, 2, 1, 3).reshape(rows * tile[0], columns * tile[1]), tile, columns
+
+
+def _ct_header(shape: Sequence[int], spacing_mm: TripleMm, factors: Triple) -> str:
+    pairs = list(zip(spacing_mm, factors, strict=True))
+    offset_mm = [mm * (factor - 1) / 2 for mm, factor in pairs]
+    header = nifti_header(shape, _triple_mm(mm * factor for mm, factor in pairs), offset_mm)
     low, high = QUANTISED_HU
     header.set_slope_inter((high - low) / 256, low)
-    block = header.binaryblock + bytes(4)  # four zeros: no extensions
-    return Sheet(
-        header=_base64(block),
-        jpeg=_base64(buffer.getvalue()),
-        shape=(depth, height, width),
-        tile=tile,
-        columns=columns,
-        spacing_mm=coarse_mm,
-    )
+    return _base64(header.binaryblock + bytes(4))  # four zeros: no extensions
 
 
 def quantise(image_hu: FloatArray) -> npt.NDArray[np.uint8]:
@@ -185,13 +209,18 @@ def quantise(image_hu: FloatArray) -> npt.NDArray[np.uint8]:
     return np.clip(levels, 0, 255).astype(np.uint8)
 
 
-def reduction(shape: Sequence[int], spacing_mm: TripleMm) -> Triple:
-    """How many voxels to average on each axis to stay below MAX_CT_VOXELS, finest axis first."""
-    factors = [1, 1, 1]
-    while math.prod(-(-n // f) for n, f in zip(shape, factors, strict=True)) > MAX_CT_VOXELS:
-        finest = min(range(3), key=lambda axis: spacing_mm[axis] * factors[axis])
-        factors[finest] += 1
-    return factors[0], factors[1], factors[2]
+def reductions(shape: Sequence[int], spacing_mm: TripleMm) -> Iterator[Triple]:
+    """How many voxels to average on each axis, ever more; rows and columns alike, D where finer."""
+    through, within = 1, 1
+    while True:
+        factors = (through, within, within)
+        sizes = [-(-size // factor) for size, factor in zip(shape, factors, strict=True)]
+        if math.prod(sizes) <= MAX_CT_VOXELS:
+            yield factors
+        if spacing_mm[0] * through < 1.5 * spacing_mm[1] * within:
+            through += 1
+        else:
+            within += 1
 
 
 def _block_mean(array: FloatArray, factors: Triple) -> FloatArray:
@@ -224,14 +253,26 @@ def nifti_header(
 
 def _nifti_gz(array: npt.NDArray[np.uint8], spacing_mm: TripleMm) -> str:
     block = nifti_header(array.shape, spacing_mm).binaryblock + bytes(4)
-    return _base64(gzip.compress(block + array.tobytes(), compresslevel=9, mtime=0))
+    return _base64(gzip.compress(block + array.tobytes(), compresslevel=6, mtime=0))
 
 
-def _figure_jpeg(figure: Any) -> str:
+def _picture_and_thumbnail(figure: Figure) -> tuple[str, str]:
+    """A drawn mosaic, and its axial panel made small."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    left, bottom, right, top = (round(at) for at in figure.axes[0].get_window_extent().extents)
+    panel = Image.fromarray(pixels[len(pixels) - top : len(pixels) - bottom, left:right])
+    panel.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    images = (pixels, np.asarray(panel))
+    picture, thumbnail = (_base64(_jpeg(image, PICTURE_QUALITY)) for image in images)
+    return picture, thumbnail
+
+
+def _jpeg(pixels: npt.NDArray[np.uint8], quality: int) -> bytes:
     buffer = io.BytesIO()
-    options = {"quality": JPEG_QUALITY, "optimize": True}
-    figure.savefig(buffer, format="jpeg", facecolor=BACKGROUND, pil_kwargs=options)
-    return _base64(buffer.getvalue())
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, optimize=True)
+    return buffer.getvalue()
 
 
 def _base64(data: bytes) -> str:
