@@ -13,8 +13,13 @@ ROOT = Path(__file__).resolve().parent.parent
 def run(*arguments, cwd=ROOT):
     environment = os.environ | {"COLUMNS": "200"}
     return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True,
-        timeout=300, check=False,
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 
@@ -31,8 +36,14 @@ def last_line(result):
         (["train.py", "data=quiz", "data.root=/nowhere"], "/nowhere"),
         (["train.py", "fold=9", "data=quiz", "data.root={quiz}"], "fold=9: choose one of 0 to 4"),
         (["predict.py", "input=x", "output_dir=y"], "model is not set: give model=VALUE"),
-        (["predict.py", "model=/nowhere", "input=x", "output_dir={tmp}/p"], "model=/nowhere: no such"),
-        (["predict.py", "model=x", "input=x", "output_dir={tmp}/p", "preset=best"], "preset=best: choose"),
+        (
+            ["predict.py", "model=/nowhere", "input=x", "output_dir={tmp}/p"],
+            "model=/nowhere: no such",
+        ),
+        (
+            ["predict.py", "model=x", "input=x", "output_dir={tmp}/p", "preset=best"],
+            "preset=best: choose",
+        ),
         (["-m", "pancreas_mtl.phantom", "output_dir={tmp}/p", "num_train=-3"], "num_train=-3"),
     ],
 )
@@ -47,7 +58,11 @@ def test_bad_usage_is_one_line_and_exit_code_2(arguments, message, tmp_path, tin
 
 
 def _own_output(arguments, tmp_path):
-    return [f"output_dir={tmp_path}/run", f"paths.outputs={tmp_path}/o"] if arguments[0] == "train.py" else []
+    return (
+        [f"output_dir={tmp_path}/run", f"paths.outputs={tmp_path}/o"]
+        if arguments[0] == "train.py"
+        else []
+    )
 
 
 @pytest.mark.parametrize("command", ["train.py", "predict.py"])

@@ -1,0 +1,279 @@
+"""From phantoms to a report, by the very commands of the README; and one real CT."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from pancreas_mtl.data.images import read_image, read_mask
+from pancreas_mtl.data.phantom import write_dataset
+from pancreas_mtl.metrics.segmentation import dsc
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.slow
+TINY = [
+    "plan=small",
+    "plan.base_channels=8",
+    "plan.patch_size=[16,32,48]",
+    "trainer=cpu",
+    "trainer.max_epochs=2",
+    "sampling.steps_per_epoch=3",
+    "sampling.workers=0",
+    "workers=1",
+]
+
+
+def run(*arguments, code=0):
+    result = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+        env=os.environ | {"WANDB_MODE": "offline"},
+    )
+    assert result.returncode == code, result.stderr[-3000:]
+    return result
+
+
+def train(quiz, output_dir, *more, code=0):
+    return run(
+        "train.py",
+        "data=quiz",
+        f"data.root={quiz}",
+        f"output_dir={output_dir}",
+        f"paths.outputs={output_dir.parent / 'outputs'}",
+        *TINY,
+        *more,
+        code=code,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_quiz, tmp_path_factory):
+    output_dir = tmp_path_factory.mktemp("e2e") / "run"
+    train(tiny_quiz, output_dir)
+    return output_dir
+
+
+def test_a_run_leaves_what_the_readme_names(trained):
+    for name in (
+        "bundle/model.safetensors",
+        "bundle/plan.json",
+        "bundle/config.yaml",
+        "checkpoints/last.ckpt",
+        "checkpoints/best.ckpt",
+        "splits.json",
+        "metrics.csv",
+        "metrics.json",
+        "report.html",
+        "config.yaml",
+        "audit.json",
+        "train.log",
+    ):
+        assert (trained / name).stat().st_size > 0, name
+    with (trained / "metrics.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]
+    metrics = json.loads((trained / "metrics.json").read_text())
+    fold = json.loads((trained / "splits.json").read_text())["folds"][0]
+    assert sorted(case["name"] for case in metrics["cases"]) == sorted(fold["validation"])
+
+
+def test_predict_evaluate_report(trained, tiny_quiz, tmp_path):
+    predictions, evaluation = tmp_path / "predictions", tmp_path / "evaluation"
+    run(
+        "predict.py",
+        f"model={trained / 'bundle'}",
+        f"input={tiny_quiz / 'test'}",
+        f"output_dir={predictions}",
+        "preset=fast",
+    )
+    rows = (predictions / "subtype_results.csv").read_text().splitlines()
+    assert rows[0] == "Names,Subtype"
+    assert len(rows) == 1 + 3
+    for row in rows[1:]:
+        name, subtype = row.split(",")
+        assert name.endswith(".nii.gz")
+        assert subtype in "012"
+        image = nib.load(tiny_quiz / "test" / name.replace(".nii.gz", "_0000.nii.gz"))
+        mask = nib.load(predictions / name)
+        assert mask.shape == image.shape
+        assert mask.get_data_dtype() == np.uint8
+        np.testing.assert_array_equal(mask.affine, image.affine)
+    record = json.loads((predictions / "run.json").read_text())
+    assert len(record["cases"]) == 3
+    assert record["failures"] == []
+    run(
+        "-m",
+        "pancreas_mtl.evaluate",
+        f"predictions={predictions}",
+        f"references={tiny_quiz / 'references'}",
+        f"output_dir={evaluation}",
+    )
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    assert metrics["n_cases"] == 3
+    assert [target["name"] for target in metrics["targets"]]
+    run("-m", "pancreas_mtl.report", f"runs=[{trained},{evaluation}]", f"output_dir={tmp_path}")
+    assert (tmp_path / "report.html").read_text().lstrip().lower().startswith("<!doctype html>")
+
+
+def test_an_ensemble_predicts(trained, tiny_quiz, tmp_path):
+    bundle = trained / "bundle"
+    run(
+        "predict.py",
+        f"model=[{bundle},{bundle}]",
+        f"input={tiny_quiz / 'test'}",
+        f"output_dir={tmp_path / 'p'}",
+        "preset=fast",
+    )
+    assert len(json.loads((tmp_path / "p" / "run.json").read_text())["bundles"]) == 2
+
+
+def test_one_bad_case_among_many_gives_exit_code_1(trained, tiny_quiz, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    good = sorted((tiny_quiz / "test").glob("*.nii.gz"))[0]
+    (folder / good.name).write_bytes(good.read_bytes())
+    (folder / "bad_0000.nii.gz").write_bytes(good.read_bytes()[:2000])
+    result = run(
+        "predict.py",
+        f"model={trained / 'bundle'}",
+        f"input={folder}",
+        f"output_dir={tmp_path / 'p'}",
+        "preset=fast",
+        code=1,
+    )
+    assert "bad_0000.nii.gz" in result.stderr.strip().splitlines()[-1]
+    record = json.loads((tmp_path / "p" / "run.json").read_text())
+    assert [failure["name"] for failure in record["failures"]] == ["bad"]
+    assert (tmp_path / "p" / good.name.replace("_0000", "")).exists()
+    assert not (tmp_path / "p" / "bad.nii.gz").exists()
+
+
+def test_a_finished_run_is_not_overwritten(trained, tiny_quiz):
+    before = (trained / "metrics.json").read_bytes()
+    result = train(tiny_quiz, trained, code=2)
+    assert "holds a run" in result.stderr.strip().splitlines()[-1]
+    assert (trained / "metrics.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("experiment", ["conservative", "aggressive", "seg_focused"])
+def test_every_variant_trains(experiment, tiny_quiz, tmp_path):
+    train(tiny_quiz, tmp_path / "run", f"experiment={experiment}", "trainer.max_epochs=1")
+    assert (tmp_path / "run" / "bundle" / "model.safetensors").exists()
+
+
+def test_resuming_goes_on_where_it_stopped(tiny_quiz, tmp_path):
+    train(tiny_quiz, tmp_path / "run", "trainer.max_epochs=1")
+    train(tiny_quiz, tmp_path / "run", "trainer.max_epochs=2", "resume=true")
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]
+
+
+def test_loggers(tiny_quiz, tmp_path):
+    train(
+        tiny_quiz,
+        tmp_path / "run",
+        "trainer.max_epochs=1",
+        "logger=wandb",
+        "logger.wandb.mode=offline",
+    )
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    train(tiny_quiz, tmp_path / "board", "trainer.max_epochs=1", "logger=tensorboard")
+    assert list((tmp_path / "board" / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.parametrize("layout", ["nnunet"])
+def test_another_layout_trains(layout, tmp_path):
+    root = tmp_path / "Dataset001_Phantom"
+    write_dataset(root, num_train=10, num_validation=0, num_test=1, size="small", layout=layout)
+    run(
+        "train.py",
+        f"data={layout}",
+        f"data.root={root}",
+        f"output_dir={tmp_path / 'run'}",
+        f"paths.outputs={tmp_path / 'o'}",
+        *TINY,
+        "trainer.max_epochs=1",
+    )
+    assert (tmp_path / "run" / "bundle" / "plan.json").exists()
+
+
+def test_a_real_ct_keeps_its_geometry(trained, real_ct, tmp_path):
+    image = real_ct / "example_ct.nii.gz"
+    run(
+        "predict.py",
+        f"model={trained / 'bundle'}",
+        f"input={image}",
+        f"output_dir={tmp_path / 'p'}",
+        "preset=fast",
+    )
+    source, mask = nib.load(image), nib.load(tmp_path / "p" / "example_ct.nii.gz")
+    assert mask.shape == source.shape
+    np.testing.assert_array_equal(mask.affine, source.affine)
+    for key in (
+        "pixdim",
+        "qform_code",
+        "sform_code",
+        "srow_x",
+        "srow_y",
+        "srow_z",
+        "quatern_b",
+        "quatern_c",
+        "quatern_d",
+        "qoffset_x",
+        "qoffset_y",
+        "qoffset_z",
+        "xyzt_units",
+    ):
+        np.testing.assert_array_equal(mask.header[key], source.header[key], err_msg=key)
+
+
+def test_one_real_ct_is_learned_by_heart(real_ct, tmp_path):
+    """Plumbing on real voxels: six copies of one crop, of which one validates; no claim beyond."""
+    image, mask = nib.load(real_ct / "example_ct.nii.gz"), nib.load(real_ct / "pancreas.nii.gz")
+    labels = (np.asarray(mask.dataobj) > 0.5).astype(np.uint8)
+    inside = np.argwhere(labels)
+    low, high = (inside.min(0) - 8).clip(0), inside.max(0) + 9
+    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    part = tmp_path / "data" / "train" / "subtype0"
+    part.mkdir(parents=True)
+    for copy in range(6):
+        nib.save(image.slicer[box], part / f"quiz_0_{copy}_0000.nii.gz")
+        crop = nib.Nifti1Image(labels[box], image.slicer[box].affine)
+        nib.save(crop, part / f"quiz_0_{copy}.nii.gz")
+    run(
+        "train.py",
+        "data=quiz",
+        f"data.root={tmp_path / 'data'}",
+        f"output_dir={tmp_path / 'run'}",
+        f"paths.outputs={tmp_path / 'o'}",
+        "plan=small",
+        "plan.base_channels=8",
+        "augment=none",
+        "audit=false",
+        "trainer=cpu",
+        "trainer.max_epochs=6",
+        "sampling.steps_per_epoch=25",
+        "sampling.workers=0",
+        "optimizer.lr=5e-3",
+        "optimizer.ema=0.9",
+        "workers=1",
+    )
+    run(
+        "predict.py",
+        f"model={tmp_path / 'run' / 'bundle'}",
+        f"input={part / 'quiz_0_0_0000.nii.gz'}",
+        f"output_dir={tmp_path / 'p'}",
+        "preset=fast",
+    )
+    predicted = read_mask(tmp_path / "p" / "quiz_0_0.nii.gz").array > 0
+    assert dsc(predicted, read_mask(part / "quiz_0_0.nii.gz").array > 0) >= 0.85
+    assert read_image(part / "quiz_0_0_0000.nii.gz").array.shape == predicted.shape
