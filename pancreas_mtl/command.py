@@ -121,9 +121,8 @@ def _flat_keys(node: Any, prefix: str = "") -> set[str]:
         return set()
     keys = set()
     for key in node:
-        keys.add(f"{prefix}{key}")
-        child = node._get_node(key)
-        keys |= _flat_keys(child, f"{prefix}{key}.")
+        name = f"{prefix}{key!s}"
+        keys |= {name} | _flat_keys(node._get_node(key), f"{name}.")
     return keys
 
 

@@ -21,15 +21,22 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Warn = Callable[[str], None]
 AfterCase = Callable[[str, Volume, CasePrediction], None]
+Write = Callable[[Path, str, Volume, CasePrediction], None]
+
+
+def write_nifti(output_dir: Path, name: str, volume: Volume, prediction: CasePrediction) -> None:
+    """Write `<name>.nii.gz` in the grid of the source."""
+    write_mask(output_dir / f"{name}.nii.gz", prediction.labels, volume.source)
 
 
 @dataclass(frozen=True)
 class Source:
-    """One case to predict: its name, where it lies, and how it is read."""
+    """One case to predict: its name, where it lies, how it is read and its mask written."""
 
     name: str
     path: Path
     read: Callable[[Warn], Volume]
+    write: Write = write_nifti
 
 
 def nifti_source(path: Path) -> Source:
@@ -78,8 +85,10 @@ def _read_ahead(predictor: Predictor, sources: Sequence[Source]) -> Iterator[_Jo
     with ThreadPoolExecutor(1) as reader:
         ahead: tuple[_Job, Future[None]] | None = None
         for source in (*sources, None):
-            job = None if source is None else _Job(source)
-            following = job and (job, reader.submit(job.prepare, predictor))
+            following = None
+            if source is not None:
+                job = _Job(source)
+                following = job, reader.submit(job.prepare, predictor)
             if ahead is not None:
                 ahead[1].result()
                 yield ahead[0]
@@ -118,7 +127,7 @@ class _Job:
     def _write(self, output_dir: Path, after_case: AfterCase | None) -> None:
         volume, prediction = _given(self.volume), _given(self.prediction)
         name = self.source.name
-        write_mask(output_dir / f"{name}.nii.gz", prediction.labels, volume.source)
+        self.source.write(output_dir, name, volume, prediction)
         if after_case is not None:
             after_case(name, volume, prediction)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -85,6 +85,7 @@ class MultitaskModule(pl.LightningModule):
         self._forward = torch.compile(network) if compile_network else network
         self._validated: list[ValidationCase] = []
         self._batch_names: list[str] = []
+        self.skipped: Tensor
         self.register_buffer("skipped", torch.zeros((), dtype=torch.long))
         self._skips_in_a_row = 0
 
@@ -107,13 +108,14 @@ class MultitaskModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Predict one whole case and keep what the epoch's scores need."""
+        network = cast("MultitaskUNet", self.averaged.module)
         whole = predict_windows(
-            self.averaged.module.window,
+            network.window,
             batch.image[0, 0],
             patch_size=self.plan.patch_size,
             divisor=reductions(self.plan.strides)[-1],
         )
-        probabilities = self.averaged.module.classify(whole.evidence).softmax(1).mean(0)
+        probabilities = network.classify(whole.evidence).softmax(1).mean(0)
         self._validated.append(
             validation_case(batch, whole.logits.argmax(0), probabilities.float())
         )
@@ -189,7 +191,10 @@ class MultitaskModule(pl.LightningModule):
         return self.global_step / max(1, int(self.trainer.num_training_batches))
 
     def _average(
-        self, averaged: list[Tensor], current: list[Tensor], updates: Tensor | int
+        self,
+        averaged: tuple[Tensor, ...] | list[Tensor],
+        current: tuple[Tensor, ...] | list[Tensor],
+        updates: Tensor | int,
     ) -> None:
         decay = ema_decay(int(updates), self.optimizer_config.ema)
         torch._foreach_lerp_(averaged, current, 1 - decay)

@@ -1,0 +1,138 @@
+"""From a configuration to a dataset that can be trained on: cases, folds, plan, cache."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from pancreas_mtl.build.settings import settings
+from pancreas_mtl.data.audit import audit_cases
+from pancreas_mtl.data.cases import read_cases, read_official_folds
+from pancreas_mtl.data.datamodule import PancreasDataModule, SamplingConfig
+from pancreas_mtl.data.fingerprint import fingerprint
+from pancreas_mtl.data.phantom import write_dataset
+from pancreas_mtl.data.plan import PlanConfig, load_plan, make_plan, save_plan
+from pancreas_mtl.data.pool import default_workers
+from pancreas_mtl.data.preprocess import CacheEntry, preprocess
+from pancreas_mtl.data.splits import Split, Splits, make_splits, save_splits
+from pancreas_mtl.errors import CaseError
+from pancreas_mtl.types import Case, Plan
+
+log = logging.getLogger(__name__)
+
+PREPROCESS_BYTES_PER_CASE = 1.5e9  # the largest crops of the task, with room
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The cases of a dataset by name, and which of them train and validate."""
+
+    cases: dict[str, Case]
+    splits: Splits
+    split: Split
+
+    def part(self, names: Sequence[str]) -> list[Case]:
+        """The cases of these names, in their order."""
+        return [self.cases[name] for name in names]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A dataset, ready to train on."""
+
+    plan: Plan
+    train: list[CacheEntry]
+    validation: list[CacheEntry]
+
+
+def dataset(config: DictConfig) -> Dataset:
+    """Read the dataset's cases and choose the fold."""
+    everything = cases(config.data, workers=workers(config))
+    splits = make_splits(everything, _official_folds(config.data))
+    return Dataset({case.name: case for case in everything}, splits, splits.choose(config.fold))
+
+
+def cases(data: DictConfig, *, workers: int) -> list[Case]:
+    """The dataset's cases; a phantom dataset is made first unless it is there."""
+    root = Path(data.root)
+    if data.layout != "phantom":
+        return read_cases(data.layout, root)
+    write_dataset(
+        root,
+        num_train=data.num_train,
+        num_validation=data.num_validation,
+        num_test=data.num_test,
+        seed=data.seed,
+        difficulty=data.difficulty,
+        size=data.size,
+        workers=workers,
+    )
+    return read_cases("quiz", root)
+
+
+def prepare(config: DictConfig, found: Dataset, run_dir: Path) -> Prepared:
+    """Audit, plan and preprocess; what is done already is kept.
+
+    Only one process of a run works at a time: the first one does it, the others find it done.
+    """
+    train, validation = found.part(found.split.train), found.part(found.split.validation)
+    with _one_at_a_time(run_dir):
+        save_splits(found.splits, run_dir / "splits.json")
+        plan_path = run_dir / "plan.json"
+        if not plan_path.exists():
+            if config.audit:
+                _audit(list(found.cases.values()), run_dir, workers(config))
+            measured = fingerprint(train, workers=workers(config))
+            save_plan(make_plan(measured, settings(PlanConfig, config, "plan")), plan_path)
+        plan = load_plan(plan_path)
+        cache_dir = Path(config.paths.cache)
+        entries = preprocess([*train, *validation], plan, cache_dir, workers=workers(config))
+    return Prepared(plan, entries[: len(train)], entries[len(train) :])
+
+
+def workers(config: DictConfig) -> int:
+    """Processes that read and preprocess cases."""
+    return config.workers or default_workers(PREPROCESS_BYTES_PER_CASE)
+
+
+def datamodule(config: DictConfig, prepared: Prepared) -> PancreasDataModule:
+    """The loaders of a configuration."""
+    return PancreasDataModule(
+        prepared.train,
+        prepared.validation,
+        patch_size=prepared.plan.patch_size,
+        batch_size=prepared.plan.batch_size,
+        seed=config.seed,
+        config=settings(SamplingConfig, config, "sampling"),
+    )
+
+
+def _official_folds(data: DictConfig) -> list[tuple[list[str], list[str]]] | None:
+    return None if data.layout == "phantom" else read_official_folds(data.layout, Path(data.root))
+
+
+def _audit(cases: Sequence[Case], run_dir: Path, workers: int) -> None:
+    report = audit_cases(cases, workers=workers)
+    (run_dir / "audit.json").write_text(json.dumps(report.as_json(), indent=1) + "\n")
+    log.info("audit: %s", report.summary())
+    if report.errors:
+        first = report.errors[0]
+        more = f" (and {len(report.errors) - 1} more in audit.json)" if report.errors[1:] else ""
+        raise CaseError(
+            f"audit: {first.case}: {first.message}{more}; mend a copy by "
+            "python -m pancreas_mtl.audit fix=true, or go on with audit=false"
+        )
+
+
+@contextmanager
+def _one_at_a_time(run_dir: Path) -> Iterator[None]:
+    with (run_dir / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

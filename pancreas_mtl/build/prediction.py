@@ -1,0 +1,46 @@
+"""From a configuration to a predictor and the cases that it is to predict."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from pancreas_mtl.build.settings import plain
+from pancreas_mtl.data.images import find_images
+from pancreas_mtl.errors import UsageError
+from pancreas_mtl.inference.pipeline import Source, nifti_source
+from pancreas_mtl.inference.predictor import PRESETS, Predictor
+
+
+def predictor(config: DictConfig) -> Predictor:
+    """The predictor that `predict.yaml` describes.
+
+    Raises:
+        UsageError: a choice that does not exist, or a bundle that cannot be used.
+    """
+    for key, choices in {"preset": tuple(PRESETS), "engine": ("torch",)}.items():
+        if config[key] not in choices:
+            raise UsageError(f"{key}={config[key]}: choose one of {', '.join(choices)}")
+    models = plain(config.model)
+    return Predictor.from_bundle(
+        models if isinstance(models, list) else [models],
+        preset=config.preset,
+        device=config.device,
+        precision=config.precision,
+    )
+
+
+def sources(config: DictConfig) -> list[Source]:
+    """The cases that `input` stands for."""
+    return [nifti_source(path) for path in find_images(Path(config.input))]
+
+
+def fingerprint_of(facts: dict[str, Any]) -> str:
+    """A name for what decides a prediction: models and settings, but not where it goes."""
+    config = {k: v for k, v in facts["config"].items() if k not in ("output_dir", "overwrite")}
+    text = json.dumps([facts["bundles"], config], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,64 @@
+"""Sections of the configuration become frozen dataclasses with the same fields.
+
+So a key that does not exist fails by its name, before any work is done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+
+from pancreas_mtl.data.augment import AugmentConfig
+from pancreas_mtl.data.datamodule import SamplingConfig
+from pancreas_mtl.data.plan import PlanConfig
+from pancreas_mtl.errors import UsageError
+from pancreas_mtl.evaluation.task import Task
+from pancreas_mtl.losses.joint import LossConfig
+from pancreas_mtl.metrics.score import selection_score
+from pancreas_mtl.models.classifiers import HEADS
+from pancreas_mtl.models.network import NetworkConfig
+from pancreas_mtl.training.module import OptimizerConfig
+
+Settings = TypeVar("Settings")
+
+SECTIONS: dict[str, type] = {
+    "augment": AugmentConfig,
+    "loss": LossConfig,
+    "model": NetworkConfig,
+    "optimizer": OptimizerConfig,
+    "plan": PlanConfig,
+    "sampling": SamplingConfig,
+    "task": Task,
+}
+
+
+def settings(kind: type[Settings], config: DictConfig, section: str) -> Settings:
+    """Make the dataclass `kind` from `config[section]`, lists becoming tuples.
+
+    Raises:
+        UsageError: a key is not one of the dataclass's fields, or one is missing.
+    """
+    values = plain(config[section])
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    for key in sorted(set(values) - known):
+        raise UsageError(f"{section}.{key}: no such key; {section} has {', '.join(sorted(known))}")
+    try:
+        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    except TypeError as error:
+        raise UsageError(f"{section}: {error}") from error
+
+
+def plain(config: Any) -> Any:
+    """The resolved configuration as dicts, lists and scalars."""
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def check(config: DictConfig) -> None:
+    """Raise a `UsageError` for a key or value that would fail later, before any work is done."""
+    for section, kind in SECTIONS.items():
+        settings(kind, config, section)
+    if config.model.head not in HEADS:
+        raise UsageError(f"model.head={config.model.head}: choose one of {', '.join(HEADS)}")
+    selection_score({}, plain(config.task.score))

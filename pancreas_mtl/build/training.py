@@ -1,0 +1,131 @@
+"""From a configuration to the network, the LightningModule and the Lightning trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import (
+    Callback,
+    EarlyStopping,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    TQDMProgressBar,
+)
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from pancreas_mtl.build.settings import plain, settings
+from pancreas_mtl.data.augment import Augment, AugmentConfig
+from pancreas_mtl.errors import UsageError
+from pancreas_mtl.inference.engines import cpu_has_bf16
+from pancreas_mtl.losses.joint import LossConfig
+from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
+from pancreas_mtl.training.callbacks import CollapseDetector, History
+from pancreas_mtl.training.module import MultitaskModule, OptimizerConfig
+from pancreas_mtl.types import Plan
+
+SCORE = "val/score"
+
+
+def network(config: DictConfig, plan: Plan) -> MultitaskUNet:
+    """The network of a configuration."""
+    return MultitaskUNet(plan, settings(NetworkConfig, config, "model"))
+
+
+def module(config: DictConfig, plan: Plan) -> MultitaskModule:
+    """The LightningModule, with its network."""
+    return MultitaskModule(
+        network(config, plan),
+        plan=plan,
+        augment=Augment(
+            settings(AugmentConfig, config, "augment"),
+            patch_size=plan.patch_size,
+            spacing_mm=plan.spacing_mm,
+        ),
+        loss=settings(LossConfig, config, "loss"),
+        optimizer=settings(OptimizerConfig, config, "optimizer"),
+        score_weights=plain(config.task.score),
+        compile_network=config.compile,
+    )
+
+
+def trainer(config: DictConfig, run_dir: Path) -> pl.Trainer:
+    """The Lightning trainer; `config.trainer` holds its arguments by their own names."""
+    arguments = plain(config.trainer)
+    if arguments["precision"] == "auto":
+        arguments["precision"] = auto_precision(arguments["accelerator"])
+    try:
+        return pl.Trainer(
+            **arguments,
+            default_root_dir=run_dir,
+            callbacks=callbacks(config, run_dir),
+            logger=loggers(config, run_dir),
+            gradient_clip_val=config.optimizer.clip_norm,
+            check_val_every_n_epoch=config.validate_every,
+            reload_dataloaders_every_n_epochs=1,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            log_every_n_steps=10,
+            enable_model_summary=False,
+        )
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
+    except pl.utilities.exceptions.MisconfigurationException as error:
+        raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def auto_precision(accelerator: str) -> str:
+    """The fastest precision that trains well on the device that will be used."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+    return "bf16-mixed" if cpu_has_bf16() else "32-true"
+
+
+def callbacks(config: DictConfig, run_dir: Path) -> list[Callback]:
+    """History, checkpoints, early stopping, the watch for collapse, the progress bar."""
+    return [
+        CollapseDetector(),
+        History(run_dir / "metrics.csv"),
+        ModelCheckpoint(
+            dirpath=run_dir / "checkpoints",
+            filename="best",
+            monitor=SCORE,
+            mode="max",
+            save_last=True,
+            enable_version_counter=False,
+        ),
+        EarlyStopping(monitor=SCORE, mode="max", patience=config.patience),
+        TQDMProgressBar(refresh_rate=5),
+        *([LearningRateMonitor("step")] if loggers_wanted(config) else []),
+    ]
+
+
+def loggers_wanted(config: DictConfig) -> bool:
+    """Whether anything but metrics.csv is asked for."""
+    return bool(config.logger.wandb or config.logger.tensorboard)
+
+
+def loggers(config: DictConfig, run_dir: Path) -> list[Logger] | bool:
+    """The loggers that are asked for, False if none."""
+    chosen: list[Logger] = []
+    if config.logger.wandb:
+        chosen.append(_wandb(config, run_dir))
+    if config.logger.tensorboard:
+        chosen.append(TensorBoardLogger(run_dir, name=None, version="tensorboard"))
+    return chosen or False
+
+
+def _wandb(config: DictConfig, run_dir: Path) -> WandbLogger:
+    options = plain(config.logger.wandb)
+    if options["mode"] not in ("online", "offline", "disabled"):
+        raise UsageError(f"logger.wandb.mode={options['mode']}: online, offline or disabled")
+    return WandbLogger(
+        save_dir=run_dir,
+        name=f"{config.experiment}-fold{config.fold}-seed{config.seed}",
+        group=str(config.experiment),
+        tags=[str(config.experiment), f"fold{config.fold}", f"seed{config.seed}"],
+        config=plain(config),
+        **options,
+    )
