@@ -69,8 +69,9 @@ def write_dataset(
     _check(plan)
     _claim(output_dir, plan, overwrite=overwrite)
     items = list(list_items(plan, output_dir))
-    for folder in sorted({path.parent for item in items for path in (item.image, item.mask)}):
-        folder.mkdir(parents=True, exist_ok=True)
+    for item in items:
+        _make_folder(item.image.parent)
+        _make_folder(item.mask.parent)
     missing = [item for item in items if not (item.image.exists() and item.mask.exists())]
     write = partial(write_case, plan=plan)
     for item, outcome in map_in_processes(write, missing, workers=workers, label="phantom cases"):
@@ -84,6 +85,8 @@ def write_dataset(
 
 def _counts(num_cases: int | None, *parts: int | None) -> tuple[int, int, int]:
     """Training, validation and test cases; a part that is given wins over its share."""
+    if num_cases is not None and num_cases < 1:
+        raise UsageError(f"num_cases={num_cases}: give a number from 1")
     total = num_cases or 0
     validation, test = round(VALIDATION_SHARE * total), round(TEST_SHARE * total)
     shares = (total - validation - test, validation, test)
@@ -123,13 +126,16 @@ def _claim(output_dir: Path, plan: PhantomPlan, *, overwrite: bool) -> None:
         _remove(PhantomPlan(**found), output_dir)
     elif output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise UsageError(f"{output_dir} holds something else: give an empty or new output_dir")
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"{output_dir} cannot be made ({error.strerror}): give another output_dir"
-        ) from None
+    _make_folder(output_dir)
     write_text(manifest, json.dumps(wanted, indent=2) + "\n")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"{folder} cannot be made ({error.strerror})"
+        raise UsageError(f"{reason}: give another output_dir") from None
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

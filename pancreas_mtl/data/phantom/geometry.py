@@ -18,8 +18,11 @@ from pancreas_mtl.types import FloatArray, Triple, TripleMm
 
 COARSE_MM = 3.0
 FINE_MM = 1.25
+REACH_MM = 12.0  # beyond which the distance to a tube does not matter
 FACE_MARGIN_MM = 2.5
 Points = npt.NDArray[np.float64]  # (n, 3) positions, or (3,) for one
+Box = tuple[slice, slice, slice]
+WHOLE: Box = (slice(None), slice(None), slice(None))
 Axes = tuple[FloatArray, FloatArray, FloatArray]  # positions along D, H, W, ready to broadcast
 
 
@@ -58,9 +61,17 @@ class Space:
         """Positions at fractions of the crop's edges."""
         return np.asarray(fractions) * self.extent_mm
 
-    def refine(self, field: FloatArray) -> FloatArray:
-        """A lattice of any pitch over this crop, interpolated to the fine one."""
-        return _interpolate(field, self.fine_shape)
+    def refine(self, field: FloatArray, box: Box = WHOLE) -> FloatArray:
+        """A lattice of any pitch over this crop, interpolated to (a box of) the fine one."""
+        return _interpolate(field, self.fine_shape, box)
+
+    def box_of(self, inside: npt.NDArray[np.bool_]) -> Box:
+        """The fine voxels around all coarse cells that are marked, of which there is one."""
+        slices = []
+        for cells, n, m in zip(np.nonzero(inside), inside.shape, self.fine_shape, strict=True):
+            first, last = max(int(cells.min()) - 1, 0), min(int(cells.max()) + 2, n)
+            slices.append(slice(first * m // n, -(-last * m // n)))
+        return slices[0], slices[1], slices[2]
 
     def coarsen(self, field: FloatArray) -> FloatArray:
         """Nearest values of a fine field on the coarse lattice."""
@@ -110,9 +121,20 @@ def ellipsoid(space: Space, centre: Points, radii_mm: Points | TripleMm) -> Floa
 
 
 def tube(space: Space, line: Points, radius_mm: float) -> FloatArray:
-    """Signed distance to a tube of constant radius, on the coarse lattice."""
-    relative, _ = tapering_tube(space, line, np.full(len(line), radius_mm))
-    return (relative - 1) * np.float32(radius_mm)
+    """Signed distance to a tube of constant radius, up to REACH_MM, on the coarse lattice."""
+    distance = np.full(space.coarse_shape, REACH_MM, np.float32)
+    reach_mm = radius_mm + REACH_MM
+    near = tuple(
+        slice(*np.searchsorted(x.ravel(), (low - reach_mm, high + reach_mm)))
+        for x, low, high in zip(space.coarse, line.min(0), line.max(0), strict=True)
+    )
+    d, h, w = (x.ravel()[s] for x, s in zip(space.coarse, near, strict=True))
+    squared = np.full((len(d), len(h), len(w)), np.inf, np.float32)
+    for at_d, at_h, at_w in line.astype(np.float32):
+        in_slice = (h[:, None] - at_h) ** 2 + (w - at_w) ** 2
+        np.minimum(squared, ((d - at_d) ** 2)[:, None, None] + in_slice, out=squared)
+    distance[near] = np.minimum(np.sqrt(squared) - np.float32(radius_mm), REACH_MM)
+    return distance
 
 
 def tapering_tube(
@@ -140,8 +162,8 @@ def _lattice_noise(rng: np.random.Generator, extent_mm: TripleMm, scale_mm: floa
     return lattice * np.float32(1.35)  # interpolation takes away about that much
 
 
-def _interpolate(field: FloatArray, shape: Triple) -> FloatArray:
-    matrices = [_spline_matrix(n, m) for n, m in zip(field.shape, shape, strict=True)]
+def _interpolate(field: FloatArray, shape: Triple, box: Box = WHOLE) -> FloatArray:
+    matrices = [_spline_matrix(n, m)[s] for n, m, s in zip(field.shape, shape, box, strict=True)]
     return apply_along_axes(matrices, field)
 
 

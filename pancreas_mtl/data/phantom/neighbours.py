@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pancreas_mtl.data.phantom.geometry import (
+    COARSE_MM,
     Points,
     Space,
     coverage,
@@ -53,9 +54,12 @@ class Scene:
 
     def fill(self, shape: FloatArray, hu: float, texture_hu: float = 3.0) -> None:
         """Paint over what is there."""
-        if float(shape.min()) < 1.0:
-            share = coverage(self.space.refine(shape))
-            self.hu += share * (np.float32(hu) + np.float32(texture_hu) * self.texture - self.hu)
+        inside = shape < COARSE_MM / 2
+        if inside.any():
+            box = self.space.box_of(inside)
+            share = coverage(self.space.refine(shape, box))
+            value = np.float32(hu) + np.float32(texture_hu) * self.texture[box]
+            self.hu[box] += share * (value - self.hu[box])
 
     def soft(self, hu: float) -> float:
         """The HU of soft tissue, drawn towards that of the pancreas as the recipe says."""

@@ -29,7 +29,7 @@ LESION_ML = (0.02, 0.7, 2.7, 7.5, 15, 60, 637)
 LESION_BY_SUBTYPE = (0.72, 1.02, 1.06)  # median lesion volume, relative to that of all cases
 SUBTYPE_SHARES = (62 / 252, 106 / 252, 84 / 252)
 
-ROOT = 1.1673039782614187  # of x^5 = x + 1
+EVEN_STEPS = 1.1673039782614187 ** -np.array([3.0, 2.0, 4.0, 1.0])  # see _even_numbers
 MAX_LESION_SHARE = 0.2  # of the crop; more than this does not fit beside the pancreas
 COARSENING = {"full": 1, "small": 2}  # voxel edge, relative to the scanner's
 
@@ -96,24 +96,23 @@ def draw_case(seed: int, index: int, recipe: Recipe, rng: np.random.Generator) -
     Gaussian copula; every single quantity follows its quantiles. Subtype, volumes and slice
     thickness fill their distributions evenly, so that small datasets show them too.
     """
-    subtype = subtype_of(seed, index)
-    lesion_rank, *even = _even_numbers(seed, index)[1:]
-    lesion, pancreas, thickness = ndtri(np.clip([lesion_rank, *even], 1e-4, 1 - 1e-4))
-    size, length, height, width = rng.standard_normal(4)
-    size = 0.6 * lesion + 0.4 * pancreas + 0.69 * size
-    spacing_z = quantile(SPACING_Z_MM, ndtr(thickness))
-    slices = quantile(SLICES, ndtr(-0.93 * thickness + 0.25 * size + 0.27 * length))
-    pixel = rng.standard_normal()
-    spacing_xy = quantile(SPACING_XY_MM, ndtr(pixel))
-    rows = quantile(ROWS, ndtr(-0.4 * pixel + 0.7 * size + 0.59 * height))
-    columns = quantile(COLUMNS, ndtr(-0.4 * pixel + 0.7 * size + 0.59 * width))
+    _, lesion_rank, pancreas_rank, thickness_rank = _even_numbers(seed, index)
+    lesion, pancreas, thickness = ndtri((lesion_rank, pancreas_rank, thickness_rank))
+    own = rng.standard_normal(5)  # what varies apart from the ranks
+    size = 0.6 * lesion + 0.4 * pancreas + 0.69 * own[0]
+    slices = quantile(SLICES, ndtr(-0.93 * thickness + 0.25 * size + 0.27 * own[1]))
+    rows = quantile(ROWS, ndtr(-0.4 * own[2] + 0.7 * size + 0.59 * own[3]))
+    columns = quantile(COLUMNS, ndtr(-0.4 * own[2] + 0.7 * size + 0.59 * own[4]))
     shape = (round(slices), round(rows), round(columns))
-    spacing_mm = (spacing_z, spacing_xy, spacing_xy)
+    spacing_xy = quantile(SPACING_XY_MM, ndtr(own[2]))
+    spacing_mm = (quantile(SPACING_Z_MM, thickness_rank), spacing_xy, spacing_xy)
+
+    subtype = subtype_of(seed, index)
     lesion_rank = recipe.smallest_lesion + (1 - recipe.smallest_lesion) * lesion_rank
     lesion_ml = quantile(LESION_ML, lesion_rank) * LESION_BY_SUBTYPE[subtype]
     crop_ml = float(np.prod(shape) * np.prod(spacing_mm)) / 1000
     largest_ml = min(LESION_ML[-1], MAX_LESION_SHARE * crop_ml)
-    pancreas_ml = quantile(PANCREAS_ML, ndtr(pancreas))
+    pancreas_ml = quantile(PANCREAS_ML, pancreas_rank)
     return Draw(subtype, shape, spacing_mm, pancreas_ml, min(lesion_ml, largest_ml))
 
 
@@ -128,9 +127,9 @@ def quantile(values: tuple[float, ...], probability: float) -> float:
 
 
 def _even_numbers(seed: int, index: int) -> npt.NDArray[np.float64]:
-    """Four numbers in [0, 1) that successive indices spread evenly: a Kronecker sequence.
+    """Four numbers in (0, 1) that successive indices spread evenly: a Kronecker sequence.
 
     Its steps are powers of the root of x^5 = x + 1, after M. Roberts' generalised golden ratio.
     """
     start = np.random.default_rng(seed).random(4)
-    return (start + index * ROOT ** -np.arange(1.0, 5.0)) % 1
+    return np.clip((start + index * EVEN_STEPS) % 1, 1e-4, 1 - 1e-4)
