@@ -56,6 +56,12 @@ class Bundle:
     calibration: Calibration = field(default_factory=Calibration)
     digest: str = ""
 
+    @property
+    def may_mirror(self) -> bool:
+        """Whether the network was trained on mirrored patches; without a word on it, it was."""
+        augment = self.config.get("augment")
+        return not isinstance(augment, Mapping) or augment.get("flip_p", 0.5) > 0
+
 
 def save_bundle(
     folder: Path,

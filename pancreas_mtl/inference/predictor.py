@@ -35,7 +35,10 @@ PresetName = Literal["accurate", "fast"]
 
 @dataclass(frozen=True)
 class Preset:
-    """How much work prediction does: axes to mirror, and the step between windows."""
+    """How much work prediction does: axes to mirror, and the step between windows.
+
+    A network that was trained without mirrored patches is not shown mirrored images.
+    """
 
     mirror_axes: tuple[int, ...] = MIRROR_AXES
     step: float = 0.5
@@ -156,7 +159,7 @@ class Predictor:
                 patch_size=bundle.plan.patch_size,
                 divisor=reductions(bundle.plan.strides)[-1],
                 step=self.preset.step,
-                mirror_axes=self.preset.mirror_axes,
+                mirror_axes=self.preset.mirror_axes if bundle.may_mirror else (),
             )
             views = engine.classify(whole.evidence).softmax(dim=1)  # (V, S)
             subtype = views.mean(dim=0).cpu().numpy()

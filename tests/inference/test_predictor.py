@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from pancreas_mtl import Predictor
 from pancreas_mtl.data.images import read_image, read_mask
@@ -87,6 +88,16 @@ def test_bf16_agrees_with_fp32(network):
 def test_bad_choices(network, settings, message):
     with pytest.raises(UsageError, match=message):
         TorchEngine(network, **settings)
+
+
+def test_a_network_trained_without_mirroring_sees_no_mirrored_image(bundle, image):
+    config = yaml.safe_load((bundle / "config.yaml").read_text())
+    (bundle / "config.yaml").write_text(yaml.safe_dump(config | {"augment": {"flip_p": 0.0}}))
+    answers = [
+        Predictor.from_bundle(bundle, preset=preset, device="cpu", precision="fp32")(image, SPACING)
+        for preset in ("accurate", "fast")
+    ]
+    np.testing.assert_array_equal(answers[0].labels, answers[1].labels)
 
 
 @pytest.fixture
