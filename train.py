@@ -35,7 +35,10 @@ def main(config: DictConfig) -> None:
     prepared = build.prepare(config, dataset, run_dir)
     trainer = build.trainer(config, run_dir)
     module = build.module(config, prepared.plan)
-    trainer.fit(module, build.datamodule(config, prepared), ckpt_path=checkpoint)
+    try:
+        trainer.fit(module, build.datamodule(config, prepared), ckpt_path=checkpoint)
+    finally:
+        build.finish_logging(config)
     if trainer.is_global_zero:
         weights = averaged_weights(run_dir / "checkpoints" / "best.ckpt")
         save_bundle(run_dir / "bundle", weights, prepared.plan, build.plain(config))

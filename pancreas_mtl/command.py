@@ -11,13 +11,13 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -38,49 +38,54 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
         @wraps(main)
         def run() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands us its exceptions
+            errors: list[Exception] = []
             try:
-                _hydra_app(main, config_name)()
-            except (UsageError, HydraException, OmegaConfBaseException) as error:
-                _fail(one_line(error), exit_code=2)
-            except CaseError as error:
-                _fail(one_line(error), exit_code=1)
+                _hydra_app(main, config_name, errors)()
+            except (HydraException, OmegaConfBaseException) as error:
+                errors.append(error)
             except KeyboardInterrupt:
-                _fail("interrupted", exit_code=130)
+                _say("interrupted")
+                sys.exit(130)
+            for problem in errors:
+                _say(one_line(problem))
+            if errors:
+                sys.exit(1 if any(isinstance(problem, CaseError) for problem in errors) else 2)
 
         return run
 
     return decorate
 
 
-def _hydra_app(main: Callable[[DictConfig], None], config_name: str) -> Callable[[], Any]:
+def _hydra_app(
+    main: Callable[[DictConfig], None], config_name: str, errors: list[Exception]
+) -> Callable[[], Any]:
+    """The app; what goes wrong in a job is added to `errors`, and the next job goes on."""
+
     @hydra.main(version_base="1.3", config_path=CONF_DIR, config_name=config_name)
     def app(config: DictConfig) -> None:
-        missing = sorted(OmegaConf.missing_keys(config))
-        if missing:
-            raise UsageError(f"{missing[0]} is not set: give {missing[0]}=VALUE")
         try:
+            if missing := sorted(OmegaConf.missing_keys(config)):
+                raise UsageError(f"{missing[0]} is not set: give {missing[0]}=VALUE")
             main(config)
-        except (UsageError, CaseError, OmegaConfBaseException):
-            raise
+        except (UsageError, CaseError, OmegaConfBaseException) as error:
+            errors.append(error)
         except Exception as error:
-            log.debug("defect", exc_info=True)
-            where = _log_file()
-            raise CaseError(
-                f"defect: {type(error).__name__}: {error} (traceback in {where})"
-            ) from error
+            where = _log_traceback()
+            what = f"defect: {type(error).__name__}: {error} (traceback {where})"
+            errors.append(CaseError(what))
 
     return app
 
 
-def _log_file() -> str:
-    handlers = logging.getLogger().handlers
-    files = [h.baseFilename for h in handlers if isinstance(h, logging.FileHandler)]
-    return files[0] if files else "no log file"
-
-
-def output_dir() -> Path:
-    """The folder of the running job, as Hydra made it."""
-    return Path(HydraConfig.get().runtime.output_dir)
+def _log_traceback() -> str:
+    """Put the traceback into the log file, or on the terminal where there is none; say where."""
+    files = [h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
+    if not files:
+        traceback.print_exc()
+        return "above"
+    record = log.makeRecord(log.name, logging.ERROR, __file__, 0, "defect", (), sys.exc_info())
+    files[0].handle(record)
+    return f"in {files[0].baseFilename}"
 
 
 def one_line(error: Exception) -> str:
@@ -126,7 +131,5 @@ def _flat_keys(node: Any, prefix: str = "") -> set[str]:
     return keys
 
 
-def _fail(message: str, *, exit_code: int) -> None:
-    name = Path(sys.argv[0]).stem
-    print(f"{name}: {message}", file=sys.stderr)
-    sys.exit(exit_code)
+def _say(message: str) -> None:
+    print(f"{Path(sys.argv[0]).stem}: {message}", file=sys.stderr)

@@ -9,7 +9,7 @@ prediction  predictor and its cases
 from pancreas_mtl.build.data import Dataset, Prepared, cases, datamodule, dataset, prepare, workers
 from pancreas_mtl.build.prediction import fingerprint_of, predictor, sources
 from pancreas_mtl.build.settings import check, plain, settings
-from pancreas_mtl.build.training import module, network, trainer
+from pancreas_mtl.build.training import finish_logging, module, network, trainer
 
 __all__ = [
     "Dataset",
@@ -19,6 +19,7 @@ __all__ = [
     "datamodule",
     "dataset",
     "fingerprint_of",
+    "finish_logging",
     "module",
     "network",
     "plain",

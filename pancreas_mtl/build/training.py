@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+import wandb
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import (
     Callback,
@@ -129,3 +130,9 @@ def _wandb(config: DictConfig, run_dir: Path) -> WandbLogger:
         config=plain(config),
         **options,
     )
+
+
+def finish_logging(config: DictConfig) -> None:
+    """End the job's wandb run, so that the next job of a multirun gets one of its own."""
+    if config.logger.wandb:
+        wandb.finish()
