@@ -8,7 +8,8 @@ A lesion is a 26-connected component. A predicted lesion hits a reference lesion
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,8 @@ CONNECTED = np.ones((3, 3, 3))
 FROC_RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # false positives per case, as in LUNA16
 
 
-class LesionCounts(NamedTuple):
+@dataclass(frozen=True)
+class LesionCounts:
     """Lesions of one case, or of many together."""
 
     reference: int
@@ -31,7 +33,8 @@ class LesionCounts(NamedTuple):
     found: int  # pairs of a reference lesion and a predicted one that hits it
 
 
-class Candidates(NamedTuple):
+@dataclass(frozen=True)
+class Candidates:
     """The scored candidates of one case; `lesion` is the reference lesion hit, -1 for none."""
 
     scores: tuple[float, ...]
@@ -39,7 +42,8 @@ class Candidates(NamedTuple):
     num_lesions: int
 
 
-class Froc(NamedTuple):
+@dataclass(frozen=True)
+class Froc:
     """Sensitivity against false positives per case, from the highest threshold to the lowest.
 
     `mean_sensitivity` averages over FROC_RATES; None of it is defined without reference lesions.

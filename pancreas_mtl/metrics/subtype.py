@@ -11,7 +11,8 @@ others.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,10 +29,11 @@ SUBTYPES = np.arange(NUM_SUBTYPES)
 CALIBRATION_BINS = 10
 
 
-class ReliabilityBin(NamedTuple):
+@dataclass(frozen=True)
+class ReliabilityBin:
     """Cases whose highest probability lies in one bin: how sure, and how often right."""
 
-    num_cases: int
+    n_cases: int
     confidence: float
     accuracy: float
 
@@ -170,7 +172,7 @@ def ece(references: IntArray, probabilities: Probabilities) -> float:
     Over CALIBRATION_BINS bins of equal width (Guo et al. 2017, arXiv:1706.04599).
     """
     bins = reliability(references, probabilities)
-    gaps = sum(abs(one.confidence - one.accuracy) * one.num_cases for one in bins)
+    gaps = sum(abs(one.confidence - one.accuracy) * one.n_cases for one in bins)
     return gaps / len(references)
 
 

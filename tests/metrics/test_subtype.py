@@ -126,7 +126,7 @@ def test_calibration_by_hand():
         [[0.6, 0.3, 0.1], [0.52, 0.4, 0.08], [0.02, 0.02, 0.96], [0.0, 0.0, 1.0]]
     )
     bins = reliability(references, probabilities)
-    assert [one.num_cases for one in bins] == [2, 2]
+    assert [one.n_cases for one in bins] == [2, 2]
     assert [one.accuracy for one in bins] == [0.5, 1]
     assert [one.confidence for one in bins] == pytest.approx([0.56, 0.98])
     assert ece(references, probabilities) == pytest.approx((0.06 + 0.02) / 2)

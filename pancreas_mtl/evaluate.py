@@ -1,0 +1,57 @@
+"""Compare predictions with references, in the scanner's own grid.
+
+python -m pancreas_mtl.evaluate predictions=DIR references=DIR output_dir=DIR
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from pancreas_mtl.command import command
+from pancreas_mtl.data.pool import default_workers
+from pancreas_mtl.errors import CaseError
+from pancreas_mtl.evaluation.compare import compare, read_cases, write_comparisons
+from pancreas_mtl.evaluation.evaluate import BYTES_PER_CASE, evaluate
+from pancreas_mtl.evaluation.references import read_references
+from pancreas_mtl.evaluation.results import make_folder, write_results
+from pancreas_mtl.evaluation.table import render_comparison, render_table
+from pancreas_mtl.evaluation.task import Task
+
+
+@command("evaluate")
+def main(config: DictConfig) -> None:
+    """Evaluate, write `metrics.json`, `metrics.csv` and pictures, print the tables."""
+    options: Any = OmegaConf.to_container(config, resolve=True)
+    task = Task(**options["task"])
+    given = options["predictions"]
+    predictions = [Path(one) for one in (given if isinstance(given, list) else [given])]
+    references = read_references(Path(config.references))
+    other = config.compare and read_cases(Path(config.compare), {one.name for one in references})
+    workers = default_workers(BYTES_PER_CASE) if config.workers is None else config.workers
+    output_dir = make_folder(Path(config.output_dir))
+
+    metrics = evaluate(predictions, references, task=task, workers=workers, missing=config.missing)
+    artefacts = write_results(metrics, output_dir)
+    if config.overlays:
+        from pancreas_mtl.evaluation.overlays import draw_overlays  # matplotlib starts slowly
+
+        artefacts.append(make_folder(output_dir / "overlays"))
+        draw_overlays(metrics, predictions, references, artefacts[-1], workers=workers)
+    print(render_table(metrics, artefacts=artefacts, colour=sys.stdout.isatty()))
+    if other:
+        comparisons = compare(metrics, other, task=task)
+        write_comparisons(comparisons, output_dir / "comparison.json")
+        print(render_comparison(comparisons, Path(config.compare), colour=sys.stdout.isatty()))
+    if metrics.failures:
+        count = len(metrics.failures)
+        raise CaseError(
+            f"{count} cases failed, listed in {artefacts[0]}; {metrics.failures[0].error}"
+        )
+
+
+if __name__ == "__main__":
+    main()

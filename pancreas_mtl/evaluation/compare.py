@@ -1,0 +1,146 @@
+"""Two evaluations of the same cases, paired: which run is better, and is it more than luck."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pancreas_mtl.data.nifti import atomic_path
+from pancreas_mtl.errors import UsageError
+from pancreas_mtl.evaluation.results import SCHEMA, Metrics
+from pancreas_mtl.evaluation.task import Task
+from pancreas_mtl.metrics.comparison import (
+    PairedDifference,
+    holm,
+    optimism_of_best_of,
+    paired_difference,
+)
+from pancreas_mtl.metrics.intervals import Array, mean
+from pancreas_mtl.metrics.subtype import confusion_matrix, f1_scores
+from pancreas_mtl.types import UNKNOWN
+
+Row = Mapping[str, Any]
+MEANS = ("whole_pancreas_dsc", "whole_pancreas_nsd", "lesion_dsc", "lesion_nsd")
+STANDARD_ERRORS_PER_INTERVAL = 2 * 1.96
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric of this run and of another one, over the cases that both have.
+
+    `p_corrected` is Holm's, over all metrics that were compared. `optimism` is by how much the
+    better of two equal runs overstates itself on these cases; None for a single case.
+    """
+
+    metric: str
+    n_cases: int
+    value: float
+    other: float
+    paired: PairedDifference
+    p_corrected: float
+    optimism: float | None
+
+
+def read_cases(path: Path, names: Collection[str]) -> list[Row]:
+    """Read the named cases of a `metrics.json`, or of the one in a folder.
+
+    Raises:
+        UsageError: no such file, none of this version, or none of the cases in it.
+    """
+    path = path / "metrics.json" if path.is_dir() else path
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["schema"] != SCHEMA:
+            raise ValueError(f"schema {document['schema']} instead of {SCHEMA}")
+        rows = [row for row in document["cases"] if row["name"] in names]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"compare={path}: no metrics.json of this version ({error})") from None
+    if not rows:
+        raise UsageError(f"compare={path}: shares no case with the references: choose another run")
+    return rows
+
+
+def compare(metrics: Metrics, others: Sequence[Row], *, task: Task) -> list[Comparison]:
+    """Compare an evaluation with the cases of another one, metric by metric.
+
+    A metric that one of them lacks for all cases is left out.
+    """
+    rows = [case.as_json() for case in metrics.cases]
+    found = [
+        *(_of_means(key, rows, others, task) for key in MEANS),
+        _of_macro_f1(rows, others, task),
+    ]
+    comparisons = [one for one in found if one is not None]
+    corrected = holm([one.paired.p_value for one in comparisons])
+    return [replace(one, p_corrected=p) for one, p in zip(comparisons, corrected, strict=True)]
+
+
+def _of_means(
+    key: str, rows: Sequence[Row], others: Sequence[Row], task: Task
+) -> Comparison | None:
+    pairs = [(a[key], b[key]) for a, b in _paired(rows, others) if _both(key, a, b)]
+    if not pairs:
+        return None
+    first, second = np.array(pairs, dtype=np.float64).T
+    paired = paired_difference(mean, first, second, resamples=task.bootstrap_resamples)
+    return _comparison(key, len(pairs), float(first.mean()), float(second.mean()), paired)
+
+
+def _of_macro_f1(rows: Sequence[Row], others: Sequence[Row], task: Task) -> Comparison | None:
+    pairs = [(a, b) for a, b in _paired(rows, others) if _both("subtype", a, b)]
+    answers = np.array([[_answer(a), _answer(b)] for a, b in pairs], dtype=np.int64)
+    if (answers.reshape(-1, 2) == UNKNOWN).all(axis=0).any():
+        return None
+    references = np.array([a["subtype"] for a, _ in pairs], dtype=np.int64)
+    paired = paired_difference(
+        _macro_f1,
+        answers[:, 0],
+        answers[:, 1],
+        references,
+        strata=references,
+        resamples=task.bootstrap_resamples,
+    )
+    value, other = (float(_macro_f1(answers[:, run], references)) for run in (0, 1))
+    return _comparison("macro_f1", len(pairs), value, other, paired)
+
+
+def _macro_f1(answers: Array, references: Array) -> Array:
+    scores: Array = f1_scores(confusion_matrix(references, answers)).mean(axis=-1)
+    return scores
+
+
+def _comparison(
+    metric: str, n_cases: int, value: float, other: float, paired: PairedDifference
+) -> Comparison:
+    """The optimism follows from the spread of the difference of two equal runs."""
+    optimism = None
+    if paired.ci95 is not None:
+        of_difference = (paired.ci95[1] - paired.ci95[0]) / STANDARD_ERRORS_PER_INTERVAL
+        optimism = optimism_of_best_of(2, of_difference / np.sqrt(2))
+    return Comparison(metric, n_cases, value, other, paired, paired.p_value, optimism)
+
+
+def _paired(rows: Sequence[Row], others: Sequence[Row]) -> list[tuple[Row, Row]]:
+    by_name = {row["name"]: row for row in others}
+    return [(row, by_name[row["name"]]) for row in rows if row["name"] in by_name]
+
+
+def _both(key: str, first: Row, second: Row) -> bool:
+    return first.get(key) is not None and second.get(key) is not None
+
+
+def _answer(row: Row) -> int:
+    answer = row["subtype_predicted"]
+    return UNKNOWN if answer is None else int(answer)
+
+
+def write_comparisons(comparisons: Sequence[Comparison], path: Path) -> None:
+    """Write them as JSON, all at once or not at all."""
+    text = json.dumps([asdict(one) for one in comparisons], indent=1, allow_nan=False) + "\n"
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

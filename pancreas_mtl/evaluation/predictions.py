@@ -1,0 +1,139 @@
+"""What a prediction folder says of each case."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pancreas_mtl.data.cases import read_subtypes
+from pancreas_mtl.data.images import case_name
+from pancreas_mtl.errors import UsageError
+from pancreas_mtl.evaluation.references import masks_by_case
+from pancreas_mtl.types import NUM_SUBTYPES
+
+SUM_TOLERANCE = 1e-3  # of probabilities that are written with a few digits
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one case, as far as there is one.
+
+    `candidates` is a detection map: the mask of every lesion candidate, filled with its score in
+    (0, 1], as in the PI-CAI and PANORAMA challenges. `image` is the CT that was read, if known.
+    """
+
+    name: str
+    mask: Path | None = None
+    subtype: int | None = None
+    probabilities: tuple[float, ...] | None = None  # (S,)
+    conformal_set: tuple[int, ...] | None = None
+    candidates: Path | None = None
+    image: Path | None = None
+
+
+def read_predictions(folders: Sequence[Path]) -> dict[str, Prediction]:
+    """Read prediction folders, by case; no voxel is read.
+
+    Each holds masks `<case>.nii.gz`, and perhaps `subtype_results.csv`,
+    `subtype_probabilities.csv`, `lesion_candidates/<case>.nii.gz` and `run.json`. A subtype that is
+    not in the first file is the most probable one of the second.
+
+    Raises:
+        UsageError: no such folder, a case in two folders, or a malformed file.
+    """
+    if not folders:
+        raise UsageError("predictions is empty: give a prediction folder, or a list of them")
+    everything: dict[str, Prediction] = {}
+    where: dict[str, Path] = {}
+    for folder in folders:
+        for name, prediction in _read_folder(folder).items():
+            if name in everything:
+                raise UsageError(
+                    f"predictions: {name} is in {where[name]} and in {folder}: each case may be "
+                    "predicted once"
+                )
+            everything[name] = prediction
+            where[name] = folder
+    return everything
+
+
+def _read_folder(folder: Path) -> dict[str, Prediction]:
+    if not folder.is_dir():
+        raise UsageError(f"predictions={folder} is no folder: give the folder of the masks")
+    masks = masks_by_case(folder)
+    candidates = masks_by_case(folder / "lesion_candidates")
+    subtypes = read_subtypes(folder / "subtype_results.csv") or {}
+    probabilities, sets = _probabilities(folder / "subtype_probabilities.csv")
+    images = _images(folder / "run.json")
+    predictions = {}
+    for name in sorted({*masks, *subtypes, *probabilities}):
+        own = probabilities.get(name)
+        subtype = subtypes.get(name)
+        predictions[name] = Prediction(
+            name=name,
+            mask=masks.get(name),
+            subtype=own.index(max(own)) if subtype is None and own else subtype,
+            probabilities=own,
+            conformal_set=sets.get(name),
+            candidates=candidates.get(name),
+            image=images.get(name),
+        )
+    return predictions
+
+
+def _probabilities(
+    path: Path,
+) -> tuple[dict[str, tuple[float, ...]], dict[str, tuple[int, ...]]]:
+    """Read `Names,p0,p1,p2` and, where it is there, the column `conformal_set` such as `0|2`."""
+    probabilities: dict[str, tuple[float, ...]] = {}
+    sets: dict[str, tuple[int, ...]] = {}
+    if not path.exists():
+        return probabilities, sets
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        for row in reader:
+            name = case_name(Path(row.get("Names") or ""))
+            try:
+                if name in probabilities:
+                    raise ValueError("a second time")
+                probabilities[name] = _distribution(row)
+                if row.get("conformal_set") is not None:
+                    sets[name] = _members(row["conformal_set"])
+            except (KeyError, TypeError, ValueError):
+                raise UsageError(
+                    f"{path}, line {reader.line_num}: {','.join(map(str, row.values()))}: it must "
+                    "be Names,p0,p1,p2, once a case, with probabilities that sum to 1, and perhaps "
+                    "a conformal_set such as 0|2"
+                ) from None
+    return probabilities, sets
+
+
+def _distribution(row: Mapping[str, str]) -> tuple[float, ...]:
+    values = tuple(float(row[f"p{s}"]) for s in range(NUM_SUBTYPES))
+    if not all(0 <= p <= 1 for p in values) or not math.isclose(
+        sum(values), 1, abs_tol=SUM_TOLERANCE
+    ):
+        raise ValueError("no distribution")
+    return values
+
+
+def _members(text: str) -> tuple[int, ...]:
+    members = tuple(int(part) for part in text.split("|") if part)
+    if len(set(members)) < len(members) or not set(members) <= set(range(NUM_SUBTYPES)):
+        raise ValueError("no set of subtypes")
+    return members
+
+
+def _images(path: Path) -> dict[str, Path]:
+    """The input of each case, from `run.json`; none where there is no such file."""
+    if not path.exists():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return {case["name"]: Path(case["input"]) for case in record["cases"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} cannot be read ({error}): predict again, or remove it") from None
