@@ -53,6 +53,9 @@ format: $(STAMP)  ## put the code into shape
 gpu-check: $(STAMP)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu -rs
 
+bench: $(STAMP)  ## paired timings of the parts, with a check of their results
+	$(BIN)/python -m pancreas_mtl.benchmark
+
 clean:  ## remove caches and outputs, but not .venv
 	rm -rf outputs multirun build .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
