@@ -18,7 +18,7 @@ def main(config: DictConfig) -> None:
     """Predict every case of the input that is not done yet; list what failed."""
     output_dir = Path(config.output_dir)
     predictor = build.predictor(config)
-    sources = build.sources(config)
+    sources = build.sources(config, predictor)
     facts = run_facts(predictor, build.plain(config))
     done = open_output(output_dir, build.fingerprint_of(facts), overwrite=config.overwrite)
     names = {record.name for record in done}

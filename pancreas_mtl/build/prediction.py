@@ -10,10 +10,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from pancreas_mtl.build.settings import plain
-from pancreas_mtl.data.images import find_images
 from pancreas_mtl.errors import UsageError
-from pancreas_mtl.inference.pipeline import Source, nifti_source
+from pancreas_mtl.inference.pipeline import Source
 from pancreas_mtl.inference.predictor import PRESETS, Predictor
+from pancreas_mtl.interop.sources import find_sources
 
 
 def predictor(config: DictConfig) -> Predictor:
@@ -34,9 +34,10 @@ def predictor(config: DictConfig) -> Predictor:
     )
 
 
-def sources(config: DictConfig) -> list[Source]:
-    """The cases that `input` stands for."""
-    return [nifti_source(path) for path in find_images(Path(config.input))]
+def sources(config: DictConfig, predictor: Predictor) -> list[Source]:
+    """The cases that `input` stands for; DICOM answers name the predictor's bundles."""
+    models = [bundle.digest for bundle in predictor.bundles]
+    return find_sources(Path(config.input), config.series, config.output_format, models)
 
 
 def fingerprint_of(facts: dict[str, Any]) -> str:

@@ -105,7 +105,7 @@ def _read(
     """Fill a canonical array slab by slab, so that memory holds the voxels once."""
     with nifti.opened(path) as file:
         grid = grid or SourceGrid(file.shape, file.affine, file.header)
-        _check_memory(path, grid.shape, np.dtype(dtype).itemsize)
+        check_memory(path, grid.shape, np.dtype(dtype).itemsize)
         array = np.empty(canonical_shape(grid), dtype)
         target = to_source(array, grid)
         for where, values in file.slabs():
@@ -113,7 +113,8 @@ def _read(
     return Volume(array, canonical_spacing_mm(grid), grid)
 
 
-def _check_memory(path: Path, shape: Triple, itemsize: int) -> None:
+def check_memory(path: Path, shape: Triple, itemsize: int) -> None:
+    """Refuse an array that would not fit into free memory, by a `CaseError` that names `path`."""
     needed, free = float(np.prod(shape)) * (itemsize + 1), free_ram_bytes()
     if needed > free:
         text = f"needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
