@@ -71,9 +71,16 @@ def compare(metrics: Metrics, others: Sequence[Row], *, task: Task) -> list[Comp
     A metric that one of them lacks for all cases is left out.
     """
     rows = [case.as_json() for case in metrics.cases]
+    return compare_rows(rows, others, resamples=task.bootstrap_resamples)
+
+
+def compare_rows(
+    rows: Sequence[Row], others: Sequence[Row], *, resamples: int = 2000
+) -> list[Comparison]:
+    """The same for the cases of two `metrics.json`."""
     found = [
-        *(_of_means(key, rows, others, task) for key in MEANS),
-        _of_macro_f1(rows, others, task),
+        *(_of_means(key, rows, others, resamples) for key in MEANS),
+        _of_macro_f1(rows, others, resamples),
     ]
     comparisons = [one for one in found if one is not None]
     corrected = holm([one.paired.p_value for one in comparisons])
@@ -81,17 +88,17 @@ def compare(metrics: Metrics, others: Sequence[Row], *, task: Task) -> list[Comp
 
 
 def _of_means(
-    key: str, rows: Sequence[Row], others: Sequence[Row], task: Task
+    key: str, rows: Sequence[Row], others: Sequence[Row], resamples: int
 ) -> Comparison | None:
     pairs = [(a[key], b[key]) for a, b in _paired(rows, others) if _both(key, a, b)]
     if not pairs:
         return None
     first, second = np.array(pairs, dtype=np.float64).T
-    paired = paired_difference(mean, first, second, resamples=task.bootstrap_resamples)
+    paired = paired_difference(mean, first, second, resamples=resamples)
     return _comparison(key, len(pairs), float(first.mean()), float(second.mean()), paired)
 
 
-def _of_macro_f1(rows: Sequence[Row], others: Sequence[Row], task: Task) -> Comparison | None:
+def _of_macro_f1(rows: Sequence[Row], others: Sequence[Row], resamples: int) -> Comparison | None:
     pairs = [(a, b) for a, b in _paired(rows, others) if _both("subtype", a, b)]
     answers = np.array([[_answer(a), _answer(b)] for a, b in pairs], dtype=np.int64)
     if (answers.reshape(-1, 2) == UNKNOWN).all(axis=0).any():
@@ -103,7 +110,7 @@ def _of_macro_f1(rows: Sequence[Row], others: Sequence[Row], task: Task) -> Comp
         answers[:, 1],
         references,
         strata=references,
-        resamples=task.bootstrap_resamples,
+        resamples=resamples,
     )
     value, other = (float(_macro_f1(answers[:, run], references)) for run in (0, 1))
     return _comparison("macro_f1", len(pairs), value, other, paired)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -105,19 +105,3 @@ def picture_alt(row: CaseRow) -> str:
         f"CT of {row.case.name} in axial, coronal and sagittal slices through the lesion, with "
         f"the outlines of whole pancreas and lesion as {row.run.name} has them"
     )
-
-
-def describe(run: Run) -> str:
-    """What data, which split and how many cases stand behind a run's scores."""
-    return " ".join(_sentences(run))
-
-
-def _sentences(run: Run) -> Iterator[str]:
-    count = len(run.cases)
-    if run.has_scores:
-        yield f"scores on {count} cases."
-    elif count:
-        yield f"predictions of {count} cases, without references."
-    if run.curves:
-        epochs = {epoch for points in run.curves.values() for epoch, _ in points}
-        yield f"Trained for {len(epochs)} epochs."

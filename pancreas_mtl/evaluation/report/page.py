@@ -19,7 +19,8 @@ from markupsafe import Markup
 from pancreas_mtl.data.nifti import atomic_path
 from pancreas_mtl.data.pool import map_in_processes
 from pancreas_mtl.evaluation.report import charts, score_charts, tables
-from pancreas_mtl.evaluation.report.cases import case_rows, columns, describe, picture_alt, verdict
+from pancreas_mtl.evaluation.report.about import describe
+from pancreas_mtl.evaluation.report.cases import case_rows, columns, picture_alt, verdict
 from pancreas_mtl.evaluation.report.charts import Chart, plain_words
 from pancreas_mtl.evaluation.report.runs import Run, RunCase, read_runs
 from pancreas_mtl.evaluation.report.volumes import (
@@ -116,10 +117,11 @@ def _context(runs: list[Run], packed: list[PackedCase], problems: list[str]) -> 
     rows = case_rows(runs, packed)
     comparable = tables.comparable(runs)
     return {
-        "title": "How well it works" if len(runs) == 1 else "Runs side by side",
         "runs": runs,
         "targets": tables.targets(runs),
         "scores": tables.scores(runs),
+        "groups": tables.groups(runs),
+        "group_columns": tables.GROUP_COLUMNS,
         "confusions": tables.confusion_matrices(runs),
         "comparable": comparable,
         "differences": tables.differences(comparable),
@@ -129,7 +131,7 @@ def _context(runs: list[Run], packed: list[PackedCase], problems: list[str]) -> 
         "columns": columns(rows),
         "worst": [row for row in rows if row.pictures][:WORST],
         "packed": packed,
-        "notes": [note for run in runs for note in (*run.missing, *run.failures)] + problems,
+        "notes": [note for run in runs for note in run.notes] + problems,
         "windows": WINDOWS_HU,
         "niivue": niivue_gz() if packed else "",
         "assets": {name: Markup((ASSETS / name).read_text("utf-8")) for name in INLINED},
@@ -143,6 +145,7 @@ def _charts(runs: Sequence[Run]) -> Iterable[Chart]:
         score_charts.dsc_by_size,
         score_charts.volume_agreement,
         score_charts.reliability,
+        score_charts.froc,
         charts.seconds_per_stage,
     )
     yield from (chart for make in makers if (chart := make(runs)))

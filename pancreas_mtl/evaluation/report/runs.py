@@ -19,6 +19,7 @@ import yaml
 
 from pancreas_mtl.data.images import case_name
 from pancreas_mtl.errors import UsageError
+from pancreas_mtl.evaluation.predictions import Prediction, read_predictions
 
 Json = Mapping[str, Any]
 
@@ -58,8 +59,7 @@ class Run:
     cases: tuple[RunCase, ...]
     curves: Mapping[str, Sequence[tuple[float, float]]]
     config: Json
-    failures: tuple[str, ...]
-    missing: tuple[str, ...]
+    notes: tuple[str, ...]
 
     @property
     def has_scores(self) -> bool:
@@ -107,9 +107,9 @@ def read_run(folder: Path, name: str, number: int = 0) -> Run:
     """
     metrics = _read_json(folder / "metrics.json")
     curves = _read_curves(folder / "metrics.csv")
-    predictions = _predictions_folder(folder, metrics)
-    record = _read_json(predictions / "run.json") if predictions else None
-    if metrics is None and not curves and record is None:
+    predictions = _prediction_folders(folder, metrics)
+    records = [record for path in predictions if (record := _read_json(path / "run.json"))]
+    if metrics is None and not curves and not records:
         raise UsageError(
             f"{folder}: no metrics.json, metrics.csv or run.json here: give the output folder of "
             "a training, an evaluation or a prediction"
@@ -118,51 +118,52 @@ def read_run(folder: Path, name: str, number: int = 0) -> Run:
         name=name,
         folder=folder,
         metrics=metrics,
-        cases=tuple(_cases(number, metrics, record, predictions)),
+        cases=tuple(_cases(number, metrics, records, predictions)),
         curves=curves,
-        config=_config(folder, record),
-        failures=tuple(_failures(record)),
-        missing=tuple(_missing(name, metrics, curves, record)),
+        config=_config(folder, records),
+        notes=tuple(_notes(name, metrics, records, has_curves=bool(curves))),
     )
 
 
-def _predictions_folder(folder: Path, metrics: Json | None) -> Path | None:
-    recorded = (metrics or {}).get("predictions")
-    candidates = [Path(recorded)] if recorded else []
-    candidates += [folder / "validation", folder]
-    found = (path for path in candidates if (path / "run.json").is_file() or path != folder)
-    return next((path for path in found if path.is_dir()), None)
+def _prediction_folders(folder: Path, metrics: Json | None) -> list[Path]:
+    """The folders that the metrics name; else those of a training run or a prediction."""
+    recorded = (metrics or {}).get("predictions") or []
+    named = [Path(path) for path in ([recorded] if isinstance(recorded, str) else recorded)]
+    if found := [path for path in named if path.is_dir()]:
+        return found
+    return [path for path in (folder / "validation", folder) if (path / "run.json").is_file()][:1]
 
 
 def _cases(
-    run: int, metrics: Json | None, record: Json | None, predictions: Path | None
+    run: int, metrics: Json | None, records: Sequence[Json], predictions: Sequence[Path]
 ) -> Iterable[RunCase]:
     """Every case of `metrics.json`, or else of `run.json`, in that file's order."""
-    recorded = {_plain(entry["name"]): entry for entry in (record or {}).get("cases", [])}
-    probabilities = _probabilities(predictions)
+    recorded = {entry["name"]: entry for record in records for entry in record["cases"]}
+    predicted = read_predictions(predictions) if predictions else {}
     references = _index_masks((metrics or {}).get("references"))
-    scores = (metrics or {}).get("cases") or [{"name": name} for name in recorded]
-    for number, entry in enumerate(scores):
-        name = _plain(entry["name"])
-        facts = recorded.get(name, {})
-        image = facts.get("input")
+    attention = {path.name: path for f in predictions for path in f.glob("attention/*.nii.gz")}
+    entries = metrics["cases"] if metrics else [{"name": name} for name in recorded]
+    for number, entry in enumerate(entries):
+        name = entry["name"]
+        prediction = predicted.get(name, Prediction(name))
+        probabilities = entry.get("subtype_probabilities")
         yield RunCase(
             name=name,
             link=f"case-{run}-{number}",
-            scores=entry if metrics else {},
+            scores=entry if metrics else {"subtype_predicted": prediction.subtype},
             files=CaseFiles(
-                image=_if_there(image and Path(image)),
+                image=prediction.image if prediction.image and prediction.image.exists() else None,
                 reference=references.get(name),
-                prediction=_if_there(predictions and predictions / f"{name}.nii.gz"),
-                attention=_if_there(predictions and predictions / "attention" / f"{name}.nii.gz"),
+                prediction=prediction.mask,
+                attention=attention.get(f"{name}.nii.gz"),
             ),
-            probabilities=probabilities.get(name),
-            seconds=facts.get("seconds") or {},
+            probabilities=tuple(probabilities) if probabilities else prediction.probabilities,
+            seconds=recorded.get(name, {}).get("seconds") or {},
         )
 
 
 def _index_masks(folder: str | None) -> dict[str, Path]:
-    """Masks below a folder by case name; files marked `_0000` or below `images*` are images."""
+    """Masks below a folder by case name; files marked `_0000` or in `images*` are images."""
     if not folder or not Path(folder).is_dir():
         return {}
     return {
@@ -173,75 +174,70 @@ def _index_masks(folder: str | None) -> dict[str, Path]:
     }
 
 
-def _probabilities(predictions: Path | None) -> dict[str, tuple[float, ...]]:
-    path = predictions and predictions / "subtype_probabilities.csv"
-    if not path or not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    columns = [name for name in (rows[0] if rows else {}) if name[:1] == "p" and name[1:].isdigit()]
-    return {
-        _plain(row["Names"]): tuple(float(row[column]) for column in columns)
-        for row in rows
-        if all(row[column] for column in columns)
-    }
-
-
 def _read_json(path: Path) -> Json | None:
     if not path.is_file():
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}): make it again") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: is no JSON object: make it again")
+        if not isinstance(content["cases"], list):
+            raise ValueError("cases is no list")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} cannot be read ({error!r}): make it again") from None
     return content
 
 
 def _read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
-    """The numeric columns of `metrics.csv` against `epoch`; empty cells are left out."""
+    """The numeric columns of a training's `metrics.csv`; empty cells are left out.
+
+    An evaluation's file of that name has a row a case instead of an epoch, and no curves.
+    """
     if not path.is_file():
         return {}
     curves: dict[str, list[tuple[float, float]]] = {}
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
+            epoch = _number(row.get("epoch"))
             for name, cell in row.items():
-                if name != "epoch" and (value := _number(cell)) is not None:
-                    curves.setdefault(name, []).append((float(row["epoch"]), value))
+                value = _number(cell)
+                if name != "epoch" and epoch is not None and value is not None:
+                    curves.setdefault(name, []).append((epoch, value))
     return curves
 
 
 def _number(cell: str | None) -> float | None:
     try:
         value = float(cell or "nan")
-    except ValueError:
+    except (TypeError, ValueError):
         return None
     return value if math.isfinite(value) else None
 
 
-def _config(folder: Path, record: Json | None) -> Json:
+def _config(folder: Path, records: Sequence[Json]) -> Json:
+    """The resolved config of a training run, else that of the prediction."""
     path = folder / "bundle" / "config.yaml"
     if path.is_file():
         return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    return (record or {}).get("config") or {}
+    return records[0].get("config") or {} if records else {}
 
 
-def _failures(record: Json | None) -> Iterable[str]:
-    for failure in (record or {}).get("failures", []):
-        name, error = (failure.get("name"), failure.get("error")) if failure else ("", "")
-        yield f"{name}: {error}"
-
-
-def _missing(
-    name: str, metrics: Json | None, curves: Mapping[str, Any], record: Json | None
+def _notes(
+    name: str, metrics: Json | None, records: Sequence[Json], *, has_curves: bool
 ) -> Iterable[str]:
+    """What a reader should know: what is missing, and what went wrong."""
     if metrics is None:
-        yield f"{name} has no metrics.json: no scores. Evaluate its predictions to add them."
-    if not curves:
-        yield f"{name} has no metrics.csv: no training curves. Add the training folder to runs."
-    if record is None:
-        yield f"{name} has no run.json of its predictions: no pictures and no timings."
+        yield f"{name} has no metrics.json, so no scores: evaluate its predictions to add them."
+    if not has_curves:
+        yield f"{name} has no training curves: add the training's folder to runs to see them."
+    if not records:
+        yield f"{name} has no predictions with a run.json: no pictures and no timings."
+    failures = [*(metrics or {}).get("failures", [])]
+    failures += [failure for record in records for failure in record.get("failures", [])]
+    for failure in failures:
+        yield f"{name}, {failure['name']}: {failure['error']}"
+    if missing := (metrics or {}).get("missing"):
+        yield f"{name}: no prediction, which counts as the worst, of {', '.join(missing)}."
+    if unknown := (metrics or {}).get("unreferenced"):
+        yield f"{name}: predicted, but without reference: {', '.join(unknown)}."
 
 
 def _distinct_names(folders: Sequence[Path]) -> list[str]:
@@ -250,11 +246,3 @@ def _distinct_names(folders: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             break
     return names
-
-
-def _plain(name: str) -> str:
-    return case_name(Path(name))
-
-
-def _if_there(path: Path | None) -> Path | None:
-    return path if path and path.is_file() else None

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 from pancreas_mtl.evaluation.report.charts import (
     REGIONS,
@@ -31,7 +32,6 @@ from pancreas_mtl.evaluation.report.svg import (
 )
 from pancreas_mtl.types import NUM_SUBTYPES
 
-BINS = 5  # of confidence: with some dozens of cases, more would hold too few each
 SIZE_GROUPS = 3
 
 
@@ -85,31 +85,34 @@ def _draw_strips(
 
 def reliability(runs: Sequence[Run]) -> Chart | None:
     """How often the predicted subtype is right, against how sure the model was."""
-    rows: list[tuple[str, float, float, int, float, float]] = []
+    bins = [
+        (number, run.name, group["n_cases"], group["confidence"], group["accuracy"])
+        for number, run in enumerate(runs)
+        for group in run.value("subtype.reliability") or []
+    ]
+    if not bins:
+        return None
     with style():
         figure, (axes,) = new_figure(height_in=3.6)
         axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls="dashed")
         for number, run in enumerate(runs):
-            answers = dots(run, _confidence, _is_right)
-            own = [(run.name, *group) for group in _calibration(answers)]
+            own = [group[2:] for group in bins if group[0] == number]
             if own:
-                x, y, counts = ([row[i] for row in own] for i in (4, 5, 3))
+                _, sure, right = zip(*own, strict=True)
                 colour = run_colour(number)
-                axes.plot(x, y, color=colour, lw=1, marker="o", ms=5, label=run.name)
-                for at in zip(x, y, counts, strict=True):
-                    axes.annotate(f"{at[2]}", at[:2], (4, 4), textcoords="offset points", size=8)
-            rows += own
+                axes.plot(sure, right, color=colour, lw=1, marker="o", ms=5, label=run.name)
+                for count, x, y in own:
+                    axes.annotate(f"{count}", (x, y), (4, 4), textcoords="offset points", size=8)
         axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.04), aspect="equal")
         axes.set_xlabel("mean probability of the predicted subtype")
         axes.set_ylabel("share that is right")
         legend_below(figure, axes)
-    if not rows:
-        return None
+    rows = [group[1:] for group in bins]
     alt = "Reliability of the subtype's probability. " + "; ".join(
-        f"{name}: sure by {sure:.2f}, right in {right:.2f} of {cases} cases"
-        for name, _, _, cases, sure, right in rows
+        f"{name}: sure by {sure:.2f}, right in {right:.2f} of {count} cases"
+        for name, count, sure, right in rows
     )
-    header = ("run", "from", "to", "cases", "mean probability", "share right")
+    header = ("run", "cases", "mean probability", "share right")
     caption = (
         "On the dashed line, a stated 70% is right 7 times in 10; below it, the model is too sure. "
         "Small numbers count the cases in each bin."
@@ -118,30 +121,42 @@ def reliability(runs: Sequence[Run]) -> Chart | None:
     return Chart("reliability", "Reliability", svg, caption, Table(header, rows))
 
 
-def _confidence(case: RunCase) -> float | None:
-    return max(case.probabilities) if case.probabilities else None
-
-
-def _is_right(case: RunCase) -> float | None:
-    reference, answer = case.scores.get("subtype"), case.scores.get("subtype_predicted")
-    return None if reference is None or answer is None else float(reference == answer)
-
-
-def _calibration(answers: Dots) -> list[tuple[float, float, int, float, float]]:
-    """Per bin that holds cases: its ends, their count, mean confidence and share right."""
-    x, y = np.array(answers.x), np.array(answers.y)
-    edges = np.linspace(0, 1, BINS + 1)
-    groups = np.clip(np.digitize(x, edges[1:-1], right=True), 0, BINS - 1)
-    return [
-        (
-            float(edges[group]),
-            float(edges[group + 1]),
-            int((groups == group).sum()),
-            float(x[groups == group].mean()),
-            float(y[groups == group].mean()),
-        )
-        for group in np.unique(groups)
+def froc(runs: Sequence[Run]) -> Chart | None:
+    """Lesions found against false alarms, as the threshold on a candidate's score falls."""
+    curves = [
+        (number, run, curve)
+        for number, run in enumerate(runs)
+        if (curve := run.value("lesion_detection.froc"))
     ]
+    if not curves:
+        return None
+    with style():
+        figure, (axes,) = new_figure()
+        for number, run, curve in curves:
+            x = [0.0, *curve["false_positives_per_case"]]
+            y = [0.0, *curve["sensitivity"]]
+            axes.step(x, y, where="post", color=run_colour(number), label=run.name)
+        axes.set(xlim=(-0.02, None), ylim=(-0.02, 1.03))
+        axes.set_xlabel("false positives a case")
+        axes.set_ylabel("share of lesions found")
+        legend_below(figure, axes)
+    rows = [
+        (run.name, *point)
+        for _, run, curve in curves
+        for point in zip(
+            curve["thresholds"],
+            curve["false_positives_per_case"],
+            curve["sensitivity"],
+            strict=True,
+        )
+    ]
+    alt = "Free-response curve of lesion detection. " + "; ".join(
+        f"{run.name}: mean sensitivity {curve['mean_sensitivity']:.3f}" for _, run, curve in curves
+    )
+    header = ("run", "threshold", "false positives a case", "share of lesions found")
+    caption = "FROC: every point is a threshold on the score of the lesion candidates."
+    svg = to_svg(figure, alt=alt)
+    return Chart("froc", "Detection of lesions", svg, caption, Table(header, rows))
 
 
 def volume_agreement(runs: Sequence[Run]) -> Chart | None:
@@ -221,6 +236,8 @@ def dsc_by_size(runs: Sequence[Run]) -> Chart | None:
                 draw_dots(axes, points, colour=run_colour(number), label=run.name)
                 rows += [(run.name, *group) for group in _by_size(points)]
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("reference lesion (ml)")
         axes.set_ylabel("lesion DSC")
         axes.set_ylim(-0.03, 1.03)

@@ -7,26 +7,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 from markupsafe import Markup
 
+from pancreas_mtl.evaluation.compare import STANDARD_ERRORS_PER_INTERVAL, Comparison, compare_rows
 from pancreas_mtl.evaluation.report.runs import Run
-from pancreas_mtl.metrics.comparison import (
-    PairedDifference,
-    holm,
-    optimism_of_best_of,
-    paired_difference,
-)
-from pancreas_mtl.metrics.intervals import mean
+from pancreas_mtl.metrics.comparison import holm, optimism_of_best_of
 
 HEADINGS = {
     "whole_pancreas": "Whole pancreas",
     "pancreas": "Pancreas without lesion",
     "lesion": "Lesion",
+    "lesion_detection": "Lesions found, as objects",
     "subtype": "Subtype",
+    "subtype.conformal": "Conformal sets of subtypes",
 }
-COMPARED = ("whole_pancreas_dsc", "lesion_dsc")
-NORMAL_QUANTILE = 1.96  # half of a 95% interval in standard errors
+SETTINGS = ("nsd_tolerance_mm", "hit_iou", "target_coverage")  # not scores, but how they are taken
+VERDICTS = {True: "met", False: "not met", None: "not measured"}
+GROUPS = {"by_subtype": "by subtype", "by_lesion_size": "by lesion size"}
+GROUP_COLUMNS = ("whole_pancreas_dsc", "lesion_dsc", "lesion_sensitivity", "subtype_accuracy")
 
 
 class TargetRow(NamedTuple):
@@ -37,7 +35,7 @@ class TargetRow(NamedTuple):
     value: float | None
     low: float | None
     high: float | None
-    met: bool
+    verdict: str
 
 
 @dataclass(frozen=True)
@@ -58,13 +56,11 @@ class Score(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A run's mean score minus that of the first run, on the cases of both."""
+    """A run compared with the first one; `p_value` is corrected for all comparisons of the page."""
 
     run: Run
-    key: str
-    paired: PairedDifference
-    cases: int
-    p_value: float = 1.0  # corrected for all comparisons of the page
+    comparison: Comparison
+    p_value: float
 
 
 def targets(runs: Sequence[Run]) -> list[Target]:
@@ -73,7 +69,8 @@ def targets(runs: Sequence[Run]) -> list[Target]:
     for run in runs:
         for number, target in enumerate(run.value("targets") or []):
             low, high = target.get("ci95") or (None, None)
-            row = TargetRow(run, f"targets.{number}", target["value"], low, high, target["met"])
+            verdict = VERDICTS[target["met"]]
+            row = TargetRow(run, f"targets.{number}", target["value"], low, high, verdict)
             rows.setdefault((target["name"], target["target"]), []).append(row)
     return [
         Target(name, required, tuple(found), scale=max(1.0, required, *_numbers(found)))
@@ -90,8 +87,10 @@ def scores(runs: Sequence[Run]) -> list[tuple[str, list[Score]]]:
     """Every mean with an interval and every lone number, below their headings."""
     groups = []
     for key, heading in HEADINGS.items():
-        entries = [(name, value) for run in runs for name, value in (run.value(key) or {}).items()]
-        names = dict.fromkeys(name for name, value in entries if _is_score(value))
+        entries = [entry for run in runs for entry in (run.value(key) or {}).items()]
+        names = dict.fromkeys(
+            name for name, value in entries if _is_score(value) and name not in SETTINGS
+        )
         if names:
             groups.append((heading, [Score(name, f"{key}.{name}") for name in names]))
     return groups
@@ -140,31 +139,36 @@ def optimism(runs: Sequence[Run], path: str) -> float | None:
     if len(runs) < 2 or any(not ends or None in ends for ends in intervals):
         return None
     widths = [high - low for low, high in intervals]
-    standard_error = sum(widths) / len(widths) / (2 * NORMAL_QUANTILE)
+    standard_error = sum(widths) / len(widths) / STANDARD_ERRORS_PER_INTERVAL
     return optimism_of_best_of(len(runs), standard_error)
 
 
 def differences(runs: Sequence[Run]) -> list[Difference]:
-    """Every comparable run against the first, paired over cases, p-values corrected by Holm."""
-    found = []
-    for key in COMPARED if len(runs) > 1 else ():
-        first = _by_name(runs[0], key)
-        for run in runs[1:]:
-            other = _by_name(run, key)
-            names = [name for name in first if name in other]
-            if names:
-                pair = (np.array([scores[name] for name in names]) for scores in (other, first))
-                found.append(Difference(run, key, paired_difference(mean, *pair), len(names)))
-    corrected = holm([difference.paired.p_value for difference in found])
-    return [difference._replace(p_value=p) for difference, p in zip(found, corrected, strict=True)]
+    """Every comparable run against the first one, paired over cases, corrected by Holm."""
+    if len(runs) < 2:
+        return []
+    first, *others = runs
+    found = [
+        (run, comparison)
+        for run in others
+        for comparison in compare_rows(run.value("cases"), first.value("cases"))
+    ]
+    corrected = holm([comparison.paired.p_value for _, comparison in found])
+    return [Difference(*one, p) for one, p in zip(found, corrected, strict=True)]
 
 
-def _by_name(run: Run, key: str) -> dict[str, float]:
-    values = ((case.name, case.scores.get(key)) for case in run.cases)
-    return {name: value for name, value in values if value is not None}
+def confusion_matrices(runs: Sequence[Run]) -> list[tuple[Run, list[list[int]]]]:
+    """Each run's confusion matrix, where it holds a case: rows are references."""
+    found = ((run, run.value("subtype.confusion_matrix") or []) for run in runs)
+    return [(run, matrix) for run, matrix in found if any(map(sum, matrix))]
 
 
-def confusion_matrices(runs: Sequence[Run]) -> list[tuple[Run, list[list[Any]]]]:
-    """Each run's confusion matrix: rows are references, columns predictions."""
-    found = ((run, run.value("subtype.confusion_matrix")) for run in runs)
-    return [(run, matrix) for run, matrix in found if matrix]
+def groups(runs: Sequence[Run]) -> list[tuple[Run, str, str, int]]:
+    """The groups of cases of each run: run, heading, path of the group and its number of cases."""
+    return [
+        (run, heading, f"{key}.{number}", group["n_cases"])
+        for run in runs
+        for key, heading in GROUPS.items()
+        for number, group in enumerate(run.value(key) or [])
+        if group["n_cases"]
+    ]

@@ -8,11 +8,12 @@ const viewer = (() => {
   const part = (name) => document.getElementById(`viewer-${name}`);
   const canvas = part("canvas");
   const LABELS = {
-    prediction: { R: [0, 255, 255], G: [0, 176, 77], B: [0, 0, 109] },
-    reference: { R: [0, 64, 74], G: [0, 169, 222], B: [0, 255, 128] },
+    prediction: { R: [0, 255, 255], G: [0, 176, 77], B: [0, 0, 109], A: [0, 255, 255] },
+    reference: { R: [0, 64, 74], G: [0, 169, 222], B: [0, 255, 128], A: [0, 255, 255] },
   };
   const OVERLAYS = ["attention", "prediction", "reference"]; // in the order of drawing
-  let nv = null; // NiiVue, once loaded
+  let nv = null; // NiiVue, once started
+  let loaded = null; // the volumes of the open case, the CT first
   let row = null; // the open case
   let opening = 0; // counts openings, so that a slow one does not overwrite the next
 
@@ -68,6 +69,8 @@ const viewer = (() => {
       isRadiologicalConvention: true,
       loadingText: "",
       logLevel: "error",
+      atlasOutline: 1, // masks have outlines as strong as this, and are filled by their opacity
+      multiplanarLayout: niivue.MULTIPLANAR_TYPE.GRID,
       multiplanarShowRender: niivue.SHOW_RENDER.ALWAYS,
       show3Dcrosshair: false,
       viewModeHotKey: "",
@@ -83,7 +86,9 @@ const viewer = (() => {
 
   async function volume(name, buffer, colormap) {
     const [low, high] = name === "ct" ? range() : [NaN, NaN];
-    return niivue.NVImage.new(buffer, `${name}.nii`, colormap, 1, null, low, high);
+    const image = await niivue.NVImage.new(buffer, `${name}.nii`, colormap, 1, null, low, high);
+    image.id = name;
+    return image;
   }
 
   async function load(ids, isCurrent) {
@@ -94,32 +99,28 @@ const viewer = (() => {
       const { buffer } = await gunzip(bytes(element.textContent));
       const image = await volume(name, buffer, name === "attention" ? "inferno" : "gray");
       if (name === "attention") [image.cal_min, image.cal_max] = [16, 255];
+      else image.setColormapLabel(LABELS[name]);
       volumes.push(image);
     }
     if (!isCurrent()) return;
-    while (nv.volumes.length) nv.removeVolume(nv.volumes[nv.volumes.length - 1]);
-    for (const image of volumes) nv.addVolume(image);
+    loaded = volumes;
     nv.scene.crosshairPos = block(ids.ct).dataset.focus.split(",").map(Number);
     paint();
-    nv.setSliceType(niivue.SLICE_TYPE[chosen("view")]);
   }
 
-  // Bring window, overlays and fill of every volume up to date with the panel.
+  // Bring view, window, overlays and fill up to date with the panel.
   function paint() {
-    if (!nv || !nv.volumes.length) return;
+    if (!loaded) return;
+    const [ct, ...overlays] = loaded;
     const fill = Number(block("fill").value);
-    for (const image of nv.volumes) {
-      const name = image.name.replace(".nii", "");
-      if (name === "ct") [image.cal_min, image.cal_max] = range();
-      else if (name === "attention") image.opacity = shown(name) ? Math.max(fill, 0.2) : 0;
-      else {
-        const alpha = shown(name) ? 255 * fill : 0;
-        const A = name === "prediction" ? [0, alpha, alpha] : [0, alpha / 3, alpha / 3];
-        image.setColormapLabel({ ...LABELS[name], A, I: [0, 1, 2] });
-        image.opacity = shown(name) ? 1 : 0;
-      }
-    }
-    nv.setAtlasOutline(0.9);
+    const strength = { prediction: fill, reference: fill / 4, attention: Math.max(fill, 0.2) };
+    [ct.cal_min, ct.cal_max] = range();
+    ct.opacity = chosen("view") === "RENDER" ? 0 : 1; // in 3D, the masks alone
+    const visible = overlays.filter((image) => shown(image.id));
+    for (const image of visible) image.opacity = strength[image.id];
+    nv.opts.sliceType = niivue.SLICE_TYPE[chosen("view")];
+    nv.volumes = [ct, ...visible];
+    nv.setVolume(ct, 0);
   }
 
   // The panel
@@ -192,10 +193,7 @@ const viewer = (() => {
   part("previous").addEventListener("click", () => step(-1));
   part("next").addEventListener("click", () => step(1));
   dialog.addEventListener("close", () => history.replaceState(null, "", location.pathname));
-  dialog.addEventListener("input", (event) => {
-    if (event.target.name === "view" && nv) nv.setSliceType(niivue.SLICE_TYPE[chosen("view")]);
-    paint();
-  });
+  dialog.addEventListener("input", paint);
   dialog.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const inControl = event.target.matches("input[type=range], input[type=radio]");

@@ -1,0 +1,57 @@
+"""A headless Chromium for the tests of the report and for the pictures of it in `docs/images`."""
+
+import base64
+import shutil
+import tempfile
+from contextlib import contextmanager
+
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+DRIVER = shutil.which("chromedriver")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--use-angle=swiftshader",  # WebGL 2 without a graphics card
+    "--enable-unsafe-swiftshader",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--hide-scrollbars",
+)
+PATIENCE_S = 120  # the machine may be busy
+
+
+@contextmanager
+def browser(*, width=1280, height=900, dark=False, flags=()):
+    """A driver with an empty profile; `dark` is what the system asks for."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        for flag in (*FLAGS, *flags, f"--user-data-dir={profile}"):
+            options.add_argument(flag)
+        driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+        try:
+            driver.set_page_load_timeout(PATIENCE_S)
+            driver.set_script_timeout(PATIENCE_S)
+            scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+            driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+            size = {"width": width, "height": height, "deviceScaleFactor": 1}
+            size["mobile"] = width < 600
+            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            yield driver
+        finally:
+            driver.quit()
+
+
+def save_page(driver, path, *, height=None):
+    """The whole page, or its upper `height` pixels, as PNG."""
+    root = "document.documentElement"
+    full = [driver.execute_script(f"return {root}.scroll{side}") for side in ("Width", "Height")]
+    clip = {"x": 0, "y": 0, "width": full[0], "height": height or full[1], "scale": 1}
+    options = {"captureBeyondViewport": True, "clip": clip}
+    data = driver.execute_cdp_cmd("Page.captureScreenshot", options)["data"]
+    path.write_bytes(base64.b64decode(data))

@@ -1,0 +1,200 @@
+"""The report in a real browser: it is loaded from disk and used as a reader would."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("selenium")
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+from pancreas_mtl.evaluation.report import write_report
+
+
+def sibling(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+make, chromium = sibling("report_runs"), sibling("browser")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (chromium.CHROMIUM and chromium.DRIVER), reason="needs chromium and chromedriver"
+    ),
+]
+NAMES = ["quiz_0_001", "quiz_1_002", "quiz_2_003", "<script>alert(1)<\u2215script>"]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    root = tmp_path_factory.mktemp("browser")
+    evaluation = make.make_evaluation(root, names=NAMES)
+    runs = [make.write_curves(root / "run"), evaluation]
+    return write_report(runs, root / "report").as_uri()
+
+
+@pytest.fixture(scope="module")
+def driver():
+    with chromium.browser() as driver:
+        yield driver
+
+
+@pytest.fixture
+def page(driver, url):
+    driver.get("about:blank")
+    driver.get(url)
+    yield driver
+    noise = [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
+    assert not noise
+
+
+def find(page, selector):
+    return page.find_element(By.CSS_SELECTOR, selector)
+
+
+def wait(page, condition):
+    return WebDriverWait(page, chromium.PATIENCE_S).until(condition)
+
+
+def names(page):
+    rows = page.find_elements(By.CSS_SELECTOR, "#case-table tbody tr")
+    return [row.get_attribute("data-name") for row in rows if row.is_displayed()]
+
+
+def column(page, heading):
+    heads = page.find_elements(By.CSS_SELECTOR, "#case-table thead > tr > *")
+    index = [head.text.rstrip(" ↑↓") for head in heads].index(heading)
+    rows = page.find_elements(By.CSS_SELECTOR, "#case-table tbody tr")
+    return heads[index], [row.find_elements(By.XPATH, "./*")[index].text for row in rows]
+
+
+def open_first(page):
+    find(page, "#case-table tbody tr a").click()
+    wait(page, lambda p: find(p, "#viewer").get_attribute("data-state") == "ready")
+
+
+def canvas_pixels(page):
+    """The RGB values of the canvas, read in the frame in which it is drawn."""
+    return page.execute_script(
+        """viewer.nv.drawScene();
+        const gl = viewer.nv.gl, n = gl.drawingBufferWidth * gl.drawingBufferHeight;
+        const data = new Uint8Array(4 * n);
+        gl.readPixels(0, 0, gl.drawingBufferWidth, gl.drawingBufferHeight,
+                      gl.RGBA, gl.UNSIGNED_BYTE, data);
+        let grey = 0, coloured = 0, sum = 0;
+        for (let i = 0; i < data.length; i += 4) {
+          const [r, g, b] = data.subarray(i, i + 3);
+          sum += r + g + b;
+          if (Math.max(r, g, b) - Math.min(r, g, b) > 40) coloured++;
+          else if (r > 60) grey++;
+        }
+        return {grey, coloured, sum, n};"""
+    )
+
+
+def test_the_first_screen_needs_no_viewer(page):
+    assert find(page, "h1").is_displayed()
+    assert page.execute_script("return typeof niivue") == "undefined"
+    assert page.execute_script("return performance.getEntriesByType('resource').length") == 0
+
+
+def test_a_heading_sorts_up_and_then_down(page):
+    head, before = column(page, "lesion DSC")
+    assert before == sorted(before, key=float)  # the worst case comes first
+    head.find_element(By.TAG_NAME, "button").click()
+    head.find_element(By.TAG_NAME, "button").click()
+    assert head.get_attribute("aria-sort") == "descending"
+    assert column(page, "lesion DSC")[1] == sorted(before, key=float, reverse=True)
+
+
+def test_filters_narrow_the_table_and_say_so(page):
+    find(page, "#filters input[name=name]").send_keys("quiz_1")
+    assert names(page) == ["quiz_1_002"]
+    assert find(page, "#filter-count").text == f"1 of {len(NAMES)}"
+    find(page, "#filters input[name=name]").clear()
+    find(page, "#filters input[name=name]").send_keys("x", Keys.BACKSPACE)
+    find(page, "#filters input[name=wrong]").click()
+    verdicts = page.execute_script("return visibleRows().map((row) => row.dataset.verdict)")
+    assert set(verdicts) <= {"wrong"}
+
+
+def test_a_hostile_name_is_text(page):
+    assert NAMES[-1] in names(page)
+    assert page.execute_script("return document.scripts.length") == page.execute_script(
+        "return document.querySelectorAll('body > script').length"
+    )
+
+
+def test_a_case_opens_in_the_viewer_with_overlays_to_toggle(page):
+    open_first(page)
+    assert find(page, "#viewer-title").text == names(page)[0]
+    with_masks = canvas_pixels(page)
+    assert with_masks["grey"] > 0.05 * with_masks["n"]
+    assert with_masks["coloured"] > 0.002 * with_masks["n"]
+    find(page, "#show-prediction").click()
+    find(page, "#show-reference").click()
+    plain = canvas_pixels(page)
+    assert plain["coloured"] < 0.2 * with_masks["coloured"]
+    find(page, "#viewer").send_keys("w")
+    assert find(page, "#show-attention").is_selected()
+    assert canvas_pixels(page)["coloured"] > 5 * plain["coloured"]
+
+
+def test_a_window_changes_the_grey_values(page):
+    open_first(page)
+    before = canvas_pixels(page)["sum"]
+    find(page, "#viewer-windows label:nth-child(3)").click()
+    assert canvas_pixels(page)["sum"] != before
+
+
+def test_keys_step_through_the_cases_and_escape_closes(page):
+    open_first(page)
+    seen = [find(page, "#viewer-title").text]
+    for key in (Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_LEFT):
+        find(page, "#viewer-canvas").send_keys(key)
+        wait(page, lambda p: find(p, "#viewer").get_attribute("data-state") == "ready")
+        seen.append(find(page, "#viewer-title").text)
+    order = names(page)
+    assert seen == [order[0], order[1], order[2], order[1]]
+    find(page, "#viewer-canvas").send_keys(Keys.ESCAPE)
+    assert not find(page, "#viewer").is_displayed()
+
+
+def test_a_dot_in_a_chart_opens_its_case(page):
+    link = find(page, "#chart-size svg a")
+    page.execute_script("location.hash = arguments[0]", link.get_attribute("href"))
+    row = link.get_attribute("href").rpartition("#")[2]
+    wait(page, lambda p: find(p, "#viewer").get_attribute("data-state") == "ready")
+    assert find(page, "#viewer-title").text == find(page, f"#{row}").get_attribute("data-name")
+
+
+def test_the_theme_follows_the_system_until_the_button_is_used(page):
+    def paper():
+        return page.execute_script("return getComputedStyle(document.body).backgroundColor")
+
+    light = paper()
+    find(page, "#theme").click()
+    assert paper() != light
+
+
+def test_without_webgl_the_picture_stands_in(url):
+    flags = ("--disable-3d-apis",)
+    with chromium.browser(flags=flags) as page:
+        page.get(url)
+        find(page, "#case-table tbody tr a").click()
+        wait(page, lambda p: find(p, "#viewer").get_attribute("data-state") == "picture")
+        assert "No WebGL 2" in find(page, "#viewer-status").text
+        width = page.execute_script("return document.getElementById('viewer-picture').naturalWidth")
+        assert width > 500
+        assert not find(page, "#viewer-canvas").is_displayed()
+
+
+def test_nothing_is_wider_than_a_phone(url):
+    with chromium.browser(width=390, height=844) as page:
+        page.get(url)
+        assert page.execute_script("return document.documentElement.scrollWidth") <= 390
