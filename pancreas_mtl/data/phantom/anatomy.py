@@ -37,7 +37,7 @@ CALIBRE = (0.85, 1.25, 1.05, 0.72, 0.80, 0.78, 0.55)  # radius along the centrel
 JITTER = 0.035  # of the centreline's points, as a fraction of the crop
 POINTS = 72  # of the centreline
 LESION_PLACE = (0.08, 0.9)  # along the centreline
-LOBULATION = 0.09  # of the surface, relative to the radius
+LOBULATION = 0.13  # of the surface, relative to the radius
 ATROPHY = 0.72  # calibre upstream of an obstructed duct
 DUCT_MM = (2.0, 3.2)  # radius of a dilated duct
 DUCT_HU = 15.0
@@ -126,8 +126,8 @@ def _shape_pancreas(
 ) -> _Pancreas:
     """The lobulated tube around the centreline whose volume outside the lesion is as given."""
     relative, local = tapering_tube(space, line, calibre)
-    typical = float(np.median(relative)) / 3
-    relative = relative + np.float32(LOBULATION * typical) * space.coarse_noise(rng, 9.0)
+    bumps = np.tanh(space.coarse_noise(rng, 9.0))  # bounded, or islands would come loose
+    relative *= 1 + np.float32(LOBULATION) * bumps
     fine = space.refine(relative) + space.face_penalty()
     level = lesions.level_of_volume(fine[lesion_mm > 0], volume_ml / space.fine_ml)
     return _Pancreas(

@@ -34,11 +34,11 @@ class Border:
 
 BORDERS = (
     Border(8, (-0.08, 0.12), 2, 1.25),
-    Border(16, (0.15, 0.6), 12, 4.5),
+    Border(16, (0.15, 0.6), 12, 3.5),
     Border(8, (-0.06, 0.08), 2, 1.25),
 )
 CONTRAST_HU = (-42.0, -50.0, 60.0)  # lesion minus pancreas where mean HU tells the subtypes apart
-ANY_CONTRAST_HU = (22.0, 42.0)  # its size where it does not, of either sign
+ANY_CONTRAST_HU = (25.0, 45.0)  # its size where it does not, of either sign
 
 
 def lesion_distance(

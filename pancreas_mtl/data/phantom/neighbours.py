@@ -22,7 +22,6 @@ FAT_HU = -102.0
 BLOOD_HU = 165.0
 GAS_HU = -900.0
 BILE_HU = 8.0
-LUMEN_HU = (8.0, 30.0, 260.0)  # water, chyme, positive contrast
 BOWEL_WALL_HU, LIVER_HU, SPLEEN_HU, KIDNEY_HU, MUSCLE_HU = 75.0, 118.0, 128.0, 172.0, 62.0
 CORTEX_HU, MARROW_HU, DISC_HU = 330.0, 190.0, 85.0
 NECK = 0.42  # where along the centreline the neck lies, in front of the portal confluence
@@ -189,7 +188,7 @@ def _add_hollow(scene: Scene, shape: FloatArray) -> None:
     lumen = outer + np.float32(rng.uniform(2.5, 4.5))
     if not (lumen < 0).any() or rng.random() < scene.recipe.collapsed:
         return
-    scene.fill(lumen, float(rng.choice(LUMEN_HU)) + rng.normal(0, 8), texture_hu=8)
+    scene.fill(lumen, float(rng.choice(scene.recipe.lumen_hu)) + rng.normal(0, 8), texture_hu=8)
     if rng.random() < 0.6:
         _, h, _ = scene.space.coarse
         rows = np.broadcast_to(h, lumen.shape)[lumen < 0]

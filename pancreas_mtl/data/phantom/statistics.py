@@ -30,8 +30,9 @@ LESION_BY_SUBTYPE = (0.72, 1.02, 1.06)  # median lesion volume, relative to that
 SUBTYPE_SHARES = (62 / 252, 106 / 252, 84 / 252)
 
 EVEN_STEPS = 1.1673039782614187 ** -np.array([3.0, 2.0, 4.0, 1.0])  # see _even_numbers
-MAX_LESION_SHARE = 0.2  # of the crop; more than this does not fit beside the pancreas
+MAX_LESION_SHARE = 0.15  # of the crop; more than this does not fit beside the pancreas
 COARSENING = {"full": 1, "small": 2}  # voxel edge, relative to the scanner's
+COARSEST_SLICE_MM = 6.0  # that coarsening makes; the scanner's own slices may be thicker
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,11 @@ class Recipe:
     fat_plane_mm: tuple[float, float]  # between the pancreas and its neighbours
     pancreas_hu: tuple[float, float]  # mean and standard deviation over the cases
     lobules_from: float  # the lower, the more fatty clefts
-    neighbours_alike: float  # 0: organs have their own HU; 1: all that of the pancreas
+    neighbours_alike: float  # 1: soft tissue has the pancreas' HU; 0: its own; < 0: further apart
+    lumen_hu: tuple[float, ...]  # water, chyme, positive contrast: what bowel is filled with
     collapsed: float  # share of the bowel loops that are without lumen
     contrast_tells: float  # 1: subtypes differ in mean HU; 0: only in texture and border
-    smallest_lesion: float  # lowest cumulative probability of the lesion's volume
+    lesion_ranks: tuple[float, float]  # range of the lesion volume's cumulative probability
 
 
 RECIPES: dict[str, Recipe] = {
@@ -53,21 +55,23 @@ RECIPES: dict[str, Recipe] = {
         noise_hu=(6, 10),
         fat_plane_mm=(2.0, 4.0),
         pancreas_hu=(92, 8),
-        lobules_from=1.4,
-        neighbours_alike=0.0,
+        lobules_from=1.6,
+        neighbours_alike=-0.4,
+        lumen_hu=(230.0, 260.0, 290.0),
         collapsed=0.0,
         contrast_tells=1.0,
-        smallest_lesion=0.07,
+        lesion_ranks=(0.07, 0.95),
     ),
     "hard": Recipe(
-        noise_hu=(12, 18),
+        noise_hu=(10, 16),
         fat_plane_mm=(0.3, 2.5),
         pancreas_hu=(92, 18),
         lobules_from=1.15,
-        neighbours_alike=0.8,
-        collapsed=0.4,
+        neighbours_alike=0.6,
+        lumen_hu=(8.0, 30.0, 260.0),
+        collapsed=0.3,
         contrast_tells=0.0,
-        smallest_lesion=0.02,
+        lesion_ranks=(0.02, 1.0),
     ),
 }
 
@@ -108,8 +112,8 @@ def draw_case(seed: int, index: int, recipe: Recipe, rng: np.random.Generator) -
     spacing_mm = (quantile(SPACING_Z_MM, thickness_rank), spacing_xy, spacing_xy)
 
     subtype = subtype_of(seed, index)
-    lesion_rank = recipe.smallest_lesion + (1 - recipe.smallest_lesion) * lesion_rank
-    lesion_ml = quantile(LESION_ML, lesion_rank) * LESION_BY_SUBTYPE[subtype]
+    rank = np.interp(lesion_rank, (0, 1), recipe.lesion_ranks)
+    lesion_ml = quantile(LESION_ML, float(rank)) * LESION_BY_SUBTYPE[subtype]
     crop_ml = float(np.prod(shape) * np.prod(spacing_mm)) / 1000
     largest_ml = min(LESION_ML[-1], MAX_LESION_SHARE * crop_ml)
     pancreas_ml = quantile(PANCREAS_ML, pancreas_rank)
