@@ -43,6 +43,7 @@ def main(config: DictConfig) -> None:
 
 
 def _write(output_dir: Path, content: dict[str, Any]) -> None:
+    output_dir.mkdir(parents=True, exist_ok=True)
     with atomic_path(output_dir / "audit.json") as path:
         path.write_text(json.dumps(content, indent=2) + "\n")
 

@@ -52,7 +52,7 @@ def settings(kind: type[Settings], config: DictConfig, section: str) -> Settings
 
 def plain(config: Any) -> Any:
     """The resolved configuration as dicts, lists and scalars."""
-    return OmegaConf.to_container(config, resolve=True)
+    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
 
 
 def check(config: DictConfig) -> None:
