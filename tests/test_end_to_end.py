@@ -190,13 +190,14 @@ def test_loggers(tiny_quiz, tmp_path):
     assert list((tmp_path / "board" / "tensorboard").glob("events.*"))
 
 
-@pytest.mark.parametrize("layout", ["nnunet"])
-def test_another_layout_trains(layout, tmp_path):
-    root = tmp_path / "Dataset001_Phantom"
-    write_dataset(root, num_train=10, num_validation=0, num_test=1, size="small", layout=layout)
+def test_the_layout_of_nnunet_trains(tmp_path):
+    write_dataset(
+        tmp_path / "data", num_train=10, num_validation=0, num_test=1, size="small", layout="nnunet"
+    )
+    (root,) = (tmp_path / "data").glob("Dataset*")
     run(
         "train.py",
-        f"data={layout}",
+        "data=nnunet",
         f"data.root={root}",
         f"output_dir={tmp_path / 'run'}",
         f"paths.outputs={tmp_path / 'o'}",
