@@ -161,7 +161,7 @@ def patch_start(entry: CacheEntry, request: PatchRequest, size: Triple) -> Tripl
     for axis in range(3):
         room = entry.shape[axis] - size[axis]
         if room <= 0:
-            start.append(room // 2)
+            start.append(-(-room // 2))  # the smaller half before, as prediction pads
         elif centre is None:
             start.append(int(rng.integers(0, room + 1)))
         else:

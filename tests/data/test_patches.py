@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pancreas_mtl.data.patches import (
     CaseDataset,
@@ -13,6 +14,7 @@ from pancreas_mtl.data.patches import (
     patch_start,
 )
 from pancreas_mtl.data.preprocess import CacheEntry
+from pancreas_mtl.inference.windows import _pad_to
 from pancreas_mtl.types import UNKNOWN, Label
 
 NOWHERE = np.zeros((0, 3), np.int32)
@@ -126,3 +128,10 @@ def test_unknown_subtype_and_whole_cases(tmp_path):
     batch = CaseDataset([entry(tmp_path, subtype=None)])[0]
     assert int(batch.subtype) == UNKNOWN
     assert batch.image.shape == (1, 10, 12, 14)
+
+
+def test_an_image_smaller_than_the_patch_lies_where_prediction_puts_it(tmp_path):
+    one = entry(tmp_path, shape=(7, 9, 10))
+    start = patch_start(one, PatchRequest(0, Label.LESION, seed=1), (8, 12, 12))
+    _, inside = _pad_to(torch.zeros(7, 9, 10), (8, 12, 12))
+    assert start == tuple(-place.start for place in inside)
