@@ -175,9 +175,9 @@ def _check_even(
 
 
 def _check_size(folder: Path, grid: SourceGrid) -> None:
-    spacing = canonical_spacing_mm(grid)
+    spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
     low, high = SPACING_LIMITS_MM
-    if min(spacing) < low or max(spacing) > high:
+    if spacing.min() < low or spacing.max() > high:
         text = " x ".join(f"{value:.3g}" for value in spacing)
         raise CaseError(f"{folder} has a spacing of {text} mm, outside {low} to {high}: mend it")
     if np.prod(grid.shape, dtype=float) > MAX_VOXELS:

@@ -47,7 +47,6 @@ from pancreas_mtl.interop.dicom_read import Stack, dicom_source, stack
 from pancreas_mtl.interop.dicom_series import Series
 from pancreas_mtl.types import CasePrediction, FloatArray, Label, LabelArray, Volume
 
-warnings.filterwarnings("ignore", message="The string .* person name")  # it would quote the name
 PROGRAM = "pancreas_mtl"
 SCHEME = "99PANCREASMTL"  # schemes of local use begin with 99
 SEG_SUFFIX, SR_SUFFIX = ".seg.dcm", ".sr.dcm"
@@ -78,19 +77,21 @@ def write_dicom(
     Raises:
         CaseError: a header of the series does not allow it, or the files cannot be written.
     """
-    ordered = stack(series)
+    ordered, probabilities = stack(series), prediction.subtype_probabilities
     try:
-        headers = [_full_header(path) for path in ordered.files]
-        seg = segmentation(headers, ordered, prediction.labels, models)
-        reports = {SEG_SUFFIX: seg}
-        if prediction.subtype_probabilities is not None:
-            reports[SR_SUFFIX] = subtype_report(seg, prediction.subtype_probabilities, models)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they would quote the patient's name
+            headers = [_full_header(path) for path in ordered.files]
+            seg = segmentation(headers, ordered, prediction.labels, models)
+            objects = {SEG_SUFFIX: seg}
+            if probabilities is not None:
+                objects[SR_SUFFIX] = subtype_report(seg, probabilities, models)
     except (ValueError, TypeError, AttributeError) as error:  # of highdicom, on odd headers
         raise CaseError(
             f"{series.folder}: its headers allow no DICOM SEG ({' '.join(str(error).split())}): "
             "mend them, or take output_format=nifti"
         ) from None
-    for suffix, dataset in reports.items():
+    for suffix, dataset in objects.items():
         with atomic_path(output_dir / f"{name}{suffix}") as path:
             dataset.save_as(path)
 
