@@ -31,7 +31,9 @@ def test_dice_and_cross_entropy_by_closed_form():
         reference = (mask == label).float().sum()
         dice += 1 - 2 * reference / 3 / (p[:, label].sum() + reference)
     expected = dice / 2 + math.log(3)
-    assert segmentation_loss([torch.zeros_like(p)], mask) == pytest.approx(float(expected), rel=1e-4)
+    assert segmentation_loss([torch.zeros_like(p)], mask) == pytest.approx(
+        float(expected), rel=1e-4
+    )
 
 
 def test_levels_weigh_half_of_the_one_before_and_the_coarsest_nothing():
@@ -117,7 +119,9 @@ def test_subtype_weight_waits_then_rises():
 def test_joint_loss_is_the_weighted_sum_of_its_parts():
     mask = random_mask()
     output = MultitaskOutput(
-        (torch.randn(2, 3, 4, 6, 8),), torch.randn(2, 3), Evidence(torch.ones(2, 1), torch.ones(2, 1))
+        (torch.randn(2, 3, 4, 6, 8),),
+        torch.randn(2, 3),
+        Evidence(torch.ones(2, 1), torch.ones(2, 1)),
     )
     batch = Batch(mask, mask, torch.tensor([0, 1]), torch.tensor([9.0, 9.0]), mask, ["a", "b"])
     parts = joint_loss(output, batch, LossConfig(subtype_weight=0.4, ramp_epochs=2), epoch=1)
