@@ -93,16 +93,15 @@ def test_easy_pancreas_is_surrounded_by_fat(easy):
         assert np.median(case.image_hu[case.labels == 1]) - np.median(around) > 60
 
 
-def test_easy_subtypes_enhance_as_stated():
+def test_easy_subtypes_enhance_as_stated(easy):
     found = {0: [], 1: [], 2: []}
-    for index in range(6):
-        case = make_phantom(SEED, index, size="small")
+    for case in easy:
         lesion, pancreas = case.labels == 2, case.labels == 1
         inside = ndimage.distance_transform_edt(lesion, sampling=case.spacing_mm)
         core = case.image_hu[inside >= 0.7 * inside.max()].mean()
         found[case.subtype].append(core - np.median(case.image_hu[pancreas]))
     assert min(map(len, found.values())) > 0
-    assert max(found[0]) < -45  # cystic
+    assert max(found[0]) < -55  # cystic
     assert max(found[1]) < -15  # hypo-enhancing
     assert min(found[2]) > 35  # hyper-enhancing
 

@@ -23,7 +23,7 @@ from pancreas_mtl.types import Label, LabelArray, SourceGrid, Split, TripleMm
 
 Layout = Literal["quiz", "nnunet"]
 
-FORMAT = 3  # raised whenever the same numbers give other files
+FORMAT = 4  # raised whenever the same numbers give other files
 FIRST_INDEX: dict[Split, int] = {"train": 0, "validation": 10_000, "test": 20_000}
 MAX_CASES = 10_000  # of one part
 NNUNET_FOLDER = "Dataset900_PancreasPhantom"

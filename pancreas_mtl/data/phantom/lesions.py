@@ -17,7 +17,7 @@ from pancreas_mtl.types import FloatArray
 
 CYSTIC, INFILTRATING, HYPERENHANCING = range(3)
 RIM_MM = 2.4
-RIM_HU = 95.0  # rim minus core
+RIM_HU = 85.0  # rim minus core
 NODULES_HU = 26.0  # standard deviation of the texture that they make
 OBSTRUCTED_SHARE = (0.1, 0.95, 0.05)  # of the lesions of a subtype, with a dilated duct upstream
 
@@ -37,7 +37,7 @@ BORDERS = (
     Border(16, (0.15, 0.6), 12, 3.5),
     Border(8, (-0.06, 0.08), 2, 1.25),
 )
-CONTRAST_HU = (-42.0, -50.0, 60.0)  # lesion minus pancreas where mean HU tells the subtypes apart
+CONTRAST_HU = (-52.0, -30.0, 60.0)  # lesion minus pancreas where mean HU tells the subtypes apart
 ANY_CONTRAST_HU = (25.0, 45.0)  # its size where it does not, of either sign
 
 
