@@ -46,7 +46,7 @@ def run(monkeypatch, capsys, folders):
 def test_it_writes_the_files_and_prints_the_targets(run, folders):
     code, text, _ = run()
     assert code == 0
-    assert "| macro-F1 of the subtype |" in text
+    assert "| subtype macro-F1 " in text
     assert str(folders / "output" / "metrics.json") in text
     metrics = json.loads((folders / "output" / "metrics.json").read_text())
     assert metrics["n_cases"] == 4

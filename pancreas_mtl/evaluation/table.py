@@ -23,7 +23,7 @@ NAMES = {
     "whole_pancreas_nsd": "whole-pancreas NSD",
     "lesion_dsc": "lesion DSC",
     "lesion_nsd": "lesion NSD",
-    "macro_f1": "macro-F1 of the subtype",
+    "macro_f1": "subtype macro-F1",
 }
 MET = {True: Text("met", "green"), False: Text("not met", "bold red"), None: Text("not measured")}
 
@@ -65,8 +65,8 @@ def render_comparison(
     notes = [f"other: {other}"]
     if optimism:
         notes.append(
-            f"Two equally good runs: the better one on these cases overstates itself on average by "
-            f"{', '.join(optimism)}."
+            "Of two equally good runs, the one that looks better on these cases overstates itself "
+            f"on average by: {', '.join(optimism)}"
         )
     return _rendered([table], notes, colour=colour)
 

@@ -152,7 +152,7 @@ def _draw(axes: Axes, plane: Plane) -> None:
 def _canvas(sizes_mm: list[tuple[float, float]], title: str) -> tuple[Figure, list[Axes]]:
     """A dark figure with one panel per size (height, width), all at one scale."""
     inch_per_mm = (WIDTH_IN - 2 * GAP_IN) / sum(width for _, width in sizes_mm)
-    top, bottom = (0.32 if title else 0.08), 0.28
+    top, bottom = (0.36 if title else 0.08), 0.32
     tallest = max(height for height, _ in sizes_mm) * inch_per_mm
     height_in = tallest + top + bottom
     figure = Figure(figsize=(WIDTH_IN, height_in), dpi=DPI, facecolor=BACKGROUND)
@@ -168,7 +168,7 @@ def _canvas(sizes_mm: list[tuple[float, float]], title: str) -> tuple[Figure, li
     if title:  # `parse_math=False`: a case may be called $x$
         style: dict[str, Any] = {
             "color": TEXT,
-            "fontsize": 9,
+            "fontsize": 11,
             "ha": "left",
             "va": "top",
             "parse_math": False,
@@ -198,7 +198,7 @@ def _letters(panels: list[Axes]) -> None:
         style: dict[str, Any] = {
             "transform": axes.transAxes,
             "color": TEXT,
-            "fontsize": 7,
+            "fontsize": 8.5,
             "alpha": 0.8,
         }
         axes.text(0.015, 0.5, left, va="center", **style)
@@ -214,7 +214,7 @@ def _legend(figure: Figure, *, with_reference: bool) -> None:
     style: dict[str, Any] = {
         "loc": "lower center",
         "frameon": False,
-        "fontsize": 7,
+        "fontsize": 8.5,
         "labelcolor": TEXT,
     }
     figure.legend(handles=lines, ncols=len(lines), borderpad=0.1, **style)

@@ -37,8 +37,12 @@ def browser(*, width=1280, height=900, dark=False, flags=()):
         try:
             driver.set_page_load_timeout(PATIENCE_S)
             driver.set_script_timeout(PATIENCE_S)
-            scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-            driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+            wishes = {
+                "prefers-color-scheme": "dark" if dark else "light",
+                "prefers-reduced-motion": "reduce",
+            }
+            features = [{"name": name, "value": value} for name, value in wishes.items()]
+            driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
             size = {"width": width, "height": height, "deviceScaleFactor": 1}
             size["mobile"] = width < 600
             driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)

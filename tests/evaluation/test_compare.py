@@ -108,7 +108,7 @@ def test_a_case_without_answer_is_wrong():
 def test_the_table_and_the_file_hold_what_was_found(tmp_path):
     found = compare(run(DSC, RIGHT), rows(run(DSC[::-1], [0] * 12)), task=TASK)
     text = render_comparison(found, Path("[other]/metrics.json"))
-    assert "macro-F1 of the subtype" in text
+    assert "subtype macro-F1" in text
     assert "+0.833" in text
     assert "[other]/metrics.json" in text
     assert f"{found[0].optimism:.3f}" in text

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pancreas_mtl.metrics import surface
 from pancreas_mtl.metrics.surface import (
     CORNERS,
     FACES,
@@ -65,6 +66,17 @@ def test_the_area_of_a_sphere(spacing_mm):
     distances = surface_distances(ball, ball, spacing_mm)
     assert distances.first_areas_mm2.sum() == pytest.approx(4 * np.pi * radius_mm**2, rel=0.12)
     assert distances.mean_mm() == 0
+
+
+@pytest.mark.parametrize("share", [0.005, 0.4])
+def test_tree_and_transform_agree(monkeypatch, share):
+    first, second = np.random.default_rng(0).random((2, 10, 12, 11)) < share
+    found = []
+    for sparse in (0.0, 9.0):
+        monkeypatch.setattr(surface, "SPARSE", sparse)
+        found.append(surface_distances(first, second, SPACING_MM))
+    for by_transform, by_tree in zip(*found, strict=True):
+        np.testing.assert_allclose(by_transform, by_tree, rtol=1e-12)
 
 
 def test_an_empty_mask_has_no_surface():

@@ -29,9 +29,10 @@ def _sentences(run: Run) -> Iterator[str]:
     if count:
         split = split_of(run)
         cases = f"{count} {split} case{'s' if count > 1 else ''}".replace("  ", " ")
-        source = _source(images[0]) if images else "CTs that are no longer where they were read"
         how = "scored against references" if run.has_scores else "predicted, without references"
-        yield f"{cases} of {source}, {how}."
+        yield f"{cases}, {how}."
+        if images:
+            yield _source(images[0])
     if run.curves:
         epochs = {epoch for points in run.curves.values() for epoch, _ in points}
         yield f"Trained for {len(epochs)} epochs."
@@ -55,5 +56,5 @@ def _source(image: Path) -> str:
         if (folder / MANIFEST).is_file():
             plan = json.loads((folder / MANIFEST).read_text())
             made = ", ".join(str(plan[key]) for key in ("difficulty", "size") if key in plan)
-            return f"a phantom dataset ({made}): made-up CTs, which say nothing about patients"
-    return f"the CTs below {image.parent}"
+            return f"Phantom data ({made}): made-up CTs, which say nothing about patients."
+    return f"CTs from {image.parent}."

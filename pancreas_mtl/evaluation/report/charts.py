@@ -25,6 +25,26 @@ from pancreas_mtl.evaluation.report.svg import (
 
 REGIONS = (("whole_pancreas", "whole pancreas"), ("lesion", "lesion"))
 CURVE_GROUPS = (("train", "Training loss"), ("val", "Validation"), ("lr", "Learning rate"))
+PHRASES = {
+    "absolute_volume_error_ml": "volume error (ml)",
+    "n_cases": "cases",
+    "n_reference": "lesions in the references",
+    "n_predicted": "lesions predicted",
+    "n_found": "lesions found",
+}
+WORDS = {
+    "assd": "ASSD",
+    "auroc": "AUROC",
+    "brier": "Brier",
+    "dsc": "DSC",
+    "ece": "ECE",
+    "f1": "F1",
+    "hd95": "HD95",
+    "mcc": "MCC",
+    "ml": "(ml)",
+    "mm": "(mm)",
+    "nsd": "NSD",
+}
 
 
 class Table(NamedTuple):
@@ -158,7 +178,7 @@ def seconds_per_stage(runs: Sequence[Run]) -> Chart | None:
                 means = [mean for _, mean in own]
                 colour = run_colour(number)
                 bars = axes.barh(at, means, height * 0.85, color=colour, label=run.name)
-                axes.bar_label(bars, fmt=" %.2f", fontsize=8, color=INK)
+                axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8, color=INK)
         axes.set_yticks(range(len(stages)), [plain_words(stage) for stage in stages])
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
@@ -177,6 +197,6 @@ def seconds_per_stage(runs: Sequence[Run]) -> Chart | None:
 
 def plain_words(key: str) -> str:
     """`whole_pancreas_dsc` as a reader says it: `whole pancreas DSC`."""
-    known = {"dsc": "DSC", "nsd": "NSD", "hd95": "HD95", "assd": "ASSD", "f1": "F1", "mm": "(mm)"}
-    known |= {"auroc": "AUROC", "ece": "ECE", "mcc": "MCC", "brier": "Brier", "ml": "(ml)"}
-    return " ".join(known.get(word, word) for word in key.split("_"))
+    if key in PHRASES:
+        return PHRASES[key]
+    return " ".join(WORDS.get(word, word) for word in key.split("_"))

@@ -169,20 +169,7 @@ def volume_agreement(runs: Sequence[Run]) -> Chart | None:
         figure, panels = new_figure(2)
         for axes, (key, region) in zip(panels, REGIONS, strict=True):
             for number, run in enumerate(runs):
-                points = dots(
-                    run, _volumes(key, lambda p, r: (p + r) / 2), _volumes(key, lambda p, r: p - r)
-                )
-                if not points.cases:
-                    continue
-                draw_dots(axes, points, colour=run_colour(number), label=run.name)
-                bias, spread = float(np.mean(points.y)), 1.96 * _std(points.y)
-                for level, dashes in (
-                    (bias, "solid"),
-                    (bias - spread, "dashed"),
-                    (bias + spread, "dashed"),
-                ):
-                    axes.axhline(level, color=run_colour(number), lw=1, ls=dashes)
-                rows.append((run.name, region, len(points.y), bias, bias - spread, bias + spread))
+                rows += _draw_agreement(axes, run, number, key, region)
             axes.set_title(region)
             axes.set_xlabel("mean of both (ml)")
         panels[0].set_ylabel("predicted - reference (ml)")
@@ -193,20 +180,27 @@ def volume_agreement(runs: Sequence[Run]) -> Chart | None:
         f"{name}, {region}: mean {bias:+.2f} ml, limits of agreement {low:.2f} to {high:.2f} ml"
         for name, region, _, bias, low, high in rows
     )
-    header = (
-        "run",
-        "region",
-        "cases",
-        "mean difference (ml)",
-        "lower limit (ml)",
-        "upper limit (ml)",
-    )
+    header = ("run", "region", "cases", "mean difference (ml)", "lower limit", "upper limit")
     caption = (
         "Solid: the mean difference; dashed: 1.96 standard deviations about it, between which 95% "
         "of the differences lie if they are normally distributed."
     )
     svg = to_svg(figure, alt=alt, titles=tooltips(runs))
     return Chart("volume", "Volume agreement", svg, caption, Table(header, rows))
+
+
+def _draw_agreement(
+    axes: Axes, run: Run, number: int, key: str, region: str
+) -> Iterator[tuple[str, str, int, float, float, float]]:
+    """Draw a run's differences, their mean and limits of agreement; yield the row behind them."""
+    points = dots(run, _volumes(key, lambda p, r: (p + r) / 2), _volumes(key, lambda p, r: p - r))
+    if not points.cases:
+        return
+    draw_dots(axes, points, colour=run_colour(number), label=run.name)
+    bias, spread = float(np.mean(points.y)), 1.96 * _std(points.y)
+    for level, dashes in ((bias, "solid"), (bias - spread, "dashed"), (bias + spread, "dashed")):
+        axes.axhline(level, color=run_colour(number), lw=1, ls=dashes)
+    yield run.name, region, len(points.y), bias, bias - spread, bias + spread
 
 
 def _volumes(region: str, combine: Callable[[float, float], float]) -> Value:

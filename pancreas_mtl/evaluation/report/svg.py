@@ -103,7 +103,9 @@ def to_svg(figure: Figure, *, alt: str, titles: Mapping[str, str] | None = None)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
-    return Markup(re.sub(r'<a xlink:href="([^"]+)">', lambda a: _link(a[1], titles or {}), text))
+    return Markup(
+        re.sub(r'<a xlink:href="([^"]+)"[^>]*>', lambda a: _link(a[1], titles or {}), text)
+    )
 
 
 def _link(href: str, titles: Mapping[str, str]) -> str:

@@ -53,7 +53,7 @@ const viewer = (() => {
   // NiiVue
 
   async function start() {
-    const code = await gunzip(bytes(block("niivue").textContent));
+    const code = await gunzip(bytes(block("niivue-code").textContent));
     const script = document.createElement("script");
     script.src = URL.createObjectURL(new Blob([code], { type: "text/javascript" }));
     await new Promise((resolve, reject) => {
@@ -63,8 +63,9 @@ const viewer = (() => {
     const fresh = new niivue.Niivue({
       backColor: [0.04, 0.05, 0.06, 1],
       crosshairColor: [1, 1, 1, 0.45],
-      crosshairWidth: 0.5,
+      crosshairWidth: 0.25,
       crosshairWidthUnit: "mm",
+      crosshairGap: 8,
       dragAndDropEnabled: false,
       isRadiologicalConvention: true,
       loadingText: "",
