@@ -120,16 +120,16 @@ def test_leading_axes_are_sets_of_their_own():
 
 
 def test_calibration_by_hand():
-    """Two cases in bin (.5, .6], one right; two in (.9, 1], both right."""
+    """Two cases in bin (.4, .5], one right; two in (.9, 1], both right."""
     references = np.array([0, 1, 2, 2])
     probabilities = np.array(
-        [[0.6, 0.3, 0.1], [0.52, 0.4, 0.08], [0.02, 0.02, 0.96], [0.0, 0.0, 1.0]]
+        [[0.5, 0.3, 0.2], [0.42, 0.4, 0.18], [0.02, 0.02, 0.96], [0.0, 0.0, 1.0]]
     )
     bins = reliability(references, probabilities)
     assert [one.n_cases for one in bins] == [2, 2]
     assert [one.accuracy for one in bins] == [0.5, 1]
-    assert [one.confidence for one in bins] == pytest.approx([0.56, 0.98])
-    assert ece(references, probabilities) == pytest.approx((0.06 + 0.02) / 2)
+    assert [one.confidence for one in bins] == pytest.approx([0.46, 0.98])
+    assert ece(references, probabilities) == pytest.approx((0.04 + 0.02) / 2)
 
 
 def test_brier_spans_0_to_2():
