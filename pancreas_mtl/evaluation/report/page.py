@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import gzip
 from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,7 @@ def _charts(runs: Sequence[Run]) -> Iterable[Chart]:
     yield from (chart for make in makers if (chart := make(runs)))
 
 
+@cache
 def niivue_gz() -> str:
     """The viewer's library, gzipped, in base64."""
     code = (ASSETS / "niivue.umd.js").read_bytes()

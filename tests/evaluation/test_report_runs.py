@@ -1,0 +1,158 @@
+"""What is read of a run's folder, and that a report shows what is there and names what is not."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pancreas_mtl.errors import UsageError
+from pancreas_mtl.evaluation.report import write_report
+from pancreas_mtl.evaluation.report.about import describe
+from pancreas_mtl.evaluation.report.runs import read_run, read_runs
+
+
+def sibling(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+make = sibling("report_runs")
+NAMES = ["quiz_0_001", "quiz_1_002"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """An evaluation of two cases; tests copy it before they break it."""
+    root = tmp_path_factory.mktemp("data")
+    make.make_evaluation(root, names=NAMES)
+    return root
+
+
+@pytest.fixture
+def evaluation(data, tmp_path):
+    """The evaluation in a folder of its own, whose files name each other there."""
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    for path in copy.rglob("*.json"):
+        path.write_text(path.read_text().replace(str(data), str(copy)))
+    return copy / "evaluation"
+
+
+def test_an_evaluation_finds_every_file_of_its_cases(evaluation):
+    run = read_run(evaluation, "evaluation", 2)
+    assert [case.name for case in run.cases] == NAMES
+    assert [case.link for case in run.cases] == ["case-2-0", "case-2-1"]
+    files = run.cases[0].files
+    paths = (files.image, files.reference, files.prediction, files.attention)
+    assert all(path is not None and path.is_file() for path in paths)
+    assert files.reference.parent.name == "references"
+    assert set(run.cases[0].seconds) == {"read", "network", "write"}
+    assert len(run.cases[0].probabilities) == 3
+    assert not run.curves  # its metrics.csv has a row a case, and no epochs
+
+
+def test_values_are_found_by_their_path(evaluation):
+    run = read_run(evaluation, "evaluation")
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    assert run.value("lesion.dsc.ci95.1") == metrics["lesion"]["dsc"]["ci95"][1]
+    assert run.value("cases.1.name") == NAMES[1]
+    assert run.value("lesion.nothing") is None
+    assert run.value("cases.7.name") is None
+
+
+def test_curves_leave_out_empty_cells_and_words(tmp_path):
+    (tmp_path / "metrics.csv").write_text(
+        "epoch,train/loss,val/score,note\n0,1.5,,good\n1,nan,0.5,\n2,0.25,0.75,\n"
+    )
+    assert read_run(tmp_path, "run").curves == {
+        "train/loss": [(0, 1.5), (2, 0.25)],
+        "val/score": [(1, 0.5), (2, 0.75)],
+    }
+
+
+def test_a_training_takes_the_predictions_of_its_validation(evaluation, tmp_path):
+    training = make.write_curves(tmp_path / "training")
+    shutil.copytree(evaluation.parent / "evaluation_predictions", training / "validation")
+    run = read_run(training, "training")
+    assert [case.name for case in run.cases] == NAMES
+    assert describe(run).startswith("2 validation cases, predicted, without references.")
+    assert describe(run).endswith("Trained for 12 epochs.")
+
+
+def test_phantoms_are_called_so(evaluation):
+    plan = {"difficulty": "easy", "size": "small"}
+    assert "Phantom" not in describe(read_run(evaluation, "evaluation"))
+    (evaluation.parent / "phantom.json").write_text(json.dumps(plan))
+    text = describe(read_run(evaluation, "evaluation"))
+    assert text.startswith("2 test cases, scored against references. Phantom data (easy, small)")
+
+
+@pytest.mark.parametrize(
+    ("gone", "note"),
+    [
+        ("evaluation/metrics.json", None),
+        ("evaluation_predictions", "no predictions with a run.json"),
+        ("references", None),
+        (f"evaluation_predictions/{NAMES[0]}.nii.gz", None),
+    ],
+)
+def test_a_report_is_made_of_what_is_left(evaluation, tmp_path, gone, note):
+    path = evaluation.parent / gone
+    if gone == "evaluation/metrics.json":
+        runs, note = [evaluation.parent / "evaluation_predictions"], "no metrics.json"
+    else:
+        runs = [evaluation]
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    text = write_report(runs, tmp_path / "report").read_text()
+    assert all(name in text for name in NAMES)
+    if note:
+        assert note in text
+
+
+def test_a_case_that_cannot_be_drawn_is_named(evaluation, tmp_path):
+    image = evaluation.parent / "test" / f"{NAMES[0]}_0000.nii.gz"
+    image.write_bytes(image.read_bytes()[:200])
+    text = write_report([evaluation], tmp_path / "report").read_text()
+    assert f"No pictures of {NAMES[0]}: " in text
+    assert 'id="ct-0"' in text  # of the other case
+    assert 'id="ct-1"' not in text
+
+
+def test_failures_and_missing_cases_are_listed(evaluation):
+    path = evaluation / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["failures"] = [{"name": "quiz_9", "error": "is broken"}]
+    metrics["missing"], metrics["unreferenced"] = ["quiz_7"], ["quiz_8"]
+    path.write_text(json.dumps(metrics))
+    notes = read_run(evaluation, "evaluation").notes
+    assert "evaluation, quiz_9: is broken" in notes
+    assert "evaluation: no prediction, which counts as the worst, of quiz_7." in notes
+    assert "evaluation: predicted, but without reference: quiz_8." in notes
+
+
+def test_runs_that_share_a_name_are_told_apart(evaluation, tmp_path):
+    shutil.copytree(evaluation, tmp_path / "other" / "evaluation")
+    names = [run.name for run in read_runs([evaluation, tmp_path / "other" / "evaluation"])]
+    assert names == ["data/evaluation", "other/evaluation"]
+
+
+def test_bad_folders_and_files_are_refused(evaluation, tmp_path):
+    with pytest.raises(UsageError, match="runs is empty"):
+        read_runs([])
+    with pytest.raises(UsageError, match="twice: give each folder once"):
+        read_runs([evaluation, evaluation])
+    with pytest.raises(UsageError, match=r"nowhere: no metrics\.json, metrics\.csv or run\.json"):
+        read_runs([tmp_path / "nowhere"])
+    (evaluation / "metrics.json").write_text("{")
+    with pytest.raises(UsageError, match=r"metrics\.json cannot be read .*: make it again"):
+        read_runs([evaluation])
+
+
+def test_nothing_is_written_when_a_folder_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"no metrics\.json"):
+        write_report([tmp_path / "nowhere"], tmp_path / "report")
+    assert not (tmp_path / "report").exists()

@@ -1,0 +1,169 @@
+import base64
+import gzip
+import importlib.util
+import io
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from pancreas_mtl.data.images import read_image, read_mask
+from pancreas_mtl.errors import CaseError
+from pancreas_mtl.evaluation.report import volumes
+from pancreas_mtl.evaluation.report.volumes import (
+    QUANTISED_HU,
+    CaseSource,
+    Overlay,
+    pack_case,
+    pack_ct,
+    quantise,
+    reductions,
+)
+
+SPACING_MM = (2.0, 0.7, 0.9)
+
+
+def sibling(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+make = sibling("report_runs")
+
+
+def unpack_ct(sheet):
+    """The NIfTI image that the viewer makes of a sheet."""
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheet.jpeg))))
+    depth, height, width = sheet.shape
+    slices = []
+    for d in range(depth):
+        y, x = (d // sheet.columns) * sheet.tile[0], (d % sheet.columns) * sheet.tile[1]
+        slices.append(pixels[y : y + height, x : x + width])
+    voxels = np.stack(slices).astype(np.uint8)
+    return nib.Nifti1Image.from_bytes(base64.b64decode(sheet.header) + voxels.tobytes())
+
+
+def unpack_mask(text):
+    return nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(text)))
+
+
+def smooth_ct(shape=(9, 20, 27)):
+    d, h, w = np.indices(shape)
+    return (40 + 60 * np.sin(d / 3) + 2 * h - 1.5 * w).astype(np.float32)
+
+
+def test_a_ct_comes_back_within_the_loss_of_the_jpeg():
+    image = smooth_ct()
+    back = unpack_ct(pack_ct(image, SPACING_MM))
+    assert back.header.get_zooms() == pytest.approx(tuple(reversed(SPACING_MM)))
+    hu = np.asarray(back.dataobj).transpose(2, 1, 0)
+    assert hu.shape == image.shape
+    assert np.abs(hu - image).max() < 12
+    assert np.abs(hu - image).mean() < 3
+
+
+def test_the_affine_says_left_posterior_superior():
+    back = unpack_ct(pack_ct(smooth_ct(), SPACING_MM))
+    assert nib.aff2axcodes(back.affine) == ("L", "P", "S")
+
+
+def test_quantising_covers_its_window_and_clips_the_rest():
+    low, high = QUANTISED_HU
+    levels = quantise(np.array([-1000, low, 0, high - 0.01, 3000], np.float32))
+    assert levels.tolist() == [0, 0, round(-low / (high - low) * 256), 255, 255]
+
+
+def test_reductions_begin_at_full_resolution_and_spare_the_coarse_axis():
+    first, second = (next(r) for r in [reductions((10, 10, 10), SPACING_MM)] * 2)
+    assert first == (1, 1, 1)
+    assert second == (1, 2, 2)  # slices of 2 mm are coarse already
+    thin = reductions((10, 10, 10), (0.5, 0.7, 0.7))
+    assert [next(thin) for _ in range(3)] == [(1, 1, 1), (2, 1, 1), (3, 1, 1)]
+
+
+def test_a_ct_that_is_too_large_is_averaged_and_stays_in_place(monkeypatch):
+    image = smooth_ct((12, 40, 50))
+    full = pack_ct(image, SPACING_MM)
+    monkeypatch.setattr(volumes, "MAX_CT_BYTES", len(base64.b64decode(full.jpeg)) // 3)
+    coarse = pack_ct(image, SPACING_MM)
+    assert len(base64.b64decode(coarse.jpeg)) <= volumes.MAX_CT_BYTES
+    assert np.prod(coarse.shape) < image.size
+
+    def middle_mm(sheet):
+        back = unpack_ct(sheet)
+        return back.affine @ [*(np.array(back.shape) - 1) / 2, 1]
+
+    np.testing.assert_allclose(middle_mm(coarse), middle_mm(full), atol=0.5)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    root = tmp_path_factory.mktemp("volumes")
+    cases = make.write_data(root, ["quiz_0_001"])
+    folder = make.write_predictions(root / "predictions", cases)
+    overlay = Overlay(
+        link="case-0-0",
+        prediction=folder / "quiz_0_001.nii.gz",
+        attention=folder / "attention" / "quiz_0_001.nii.gz",
+        title="quiz_0_001",
+    )
+    reference = root / "references" / "quiz_0_001.nii.gz"
+    return CaseSource("quiz_0_001", cases["quiz_0_001"][0], reference, (overlay,))
+
+
+def test_masks_come_back_exactly_and_on_the_ct(source):
+    packed = pack_case(source)
+    ct, reference = unpack_ct(packed.ct), unpack_mask(packed.reference)
+    prediction = unpack_mask(packed.overlays[0].prediction)
+    for mask, path in ((reference, source.reference), (prediction, source.overlays[0].prediction)):
+        found = np.asarray(mask.dataobj).transpose(2, 1, 0)
+        np.testing.assert_array_equal(found, read_mask(path).array)  # the margin spans it all
+        np.testing.assert_allclose(mask.affine, ct.affine)
+        assert mask.shape == ct.shape
+    hu = np.asarray(ct.dataobj).transpose(2, 1, 0)
+    assert np.abs(hu - read_image(source.image).array).mean() < 6  # of noise with a standard deviation of 20
+
+
+def test_pooling_weights_come_back_in_steps(source):
+    weights = unpack_mask(pack_case(source).overlays[0].attention)
+    assert np.unique(np.asarray(weights.dataobj)).tolist() == [16, 240]
+
+
+def test_the_viewer_starts_in_the_reference_lesion(source):
+    packed = pack_case(source)
+    mask = unpack_mask(packed.reference)
+    labels = nib.as_closest_canonical(mask)  # Right, Anterior, Superior, as the viewer counts
+    at = tuple(int(f * n) for f, n in zip(packed.focus, labels.shape, strict=True))
+    assert np.asarray(labels.dataobj)[at] == 2
+
+
+def test_pictures_are_jpegs_and_the_thumbnail_is_small(source):
+    overlay = pack_case(source).overlays[0]
+    picture, thumbnail = (
+        Image.open(io.BytesIO(base64.b64decode(text)))
+        for text in (overlay.picture, overlay.thumbnail)
+    )
+    assert (picture.format, thumbnail.format) == ("JPEG", "JPEG")
+    assert picture.width > 800
+    assert max(thumbnail.size) == volumes.THUMBNAIL_PX
+
+
+def test_a_mask_of_another_grid_names_its_file(source, tmp_path):
+    path = tmp_path / "prediction.nii.gz"
+    nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)).to_filename(path)
+    wrong = Overlay("case-0-0", path, None, "")
+    with pytest.raises(CaseError, match=r"prediction\.nii\.gz is not on its image's grid"):
+        pack_case(CaseSource(source.name, source.image, None, (wrong,)))
+
+
+def test_without_any_mask_the_whole_ct_is_packed(source):
+    packed = pack_case(
+        CaseSource(source.name, source.image, None, (Overlay("case-0-0", None, None, ""),))
+    )
+    assert packed.reference is None
+    assert packed.overlays[0].prediction is None
+    assert packed.ct.shape == read_image(source.image).array.shape
