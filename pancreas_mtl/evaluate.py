@@ -47,10 +47,8 @@ def main(config: DictConfig) -> None:
         write_comparisons(comparisons, output_dir / "comparison.json")
         print(render_comparison(comparisons, Path(config.compare), colour=sys.stdout.isatty()))
     if metrics.failures:
-        count = len(metrics.failures)
-        raise CaseError(
-            f"{count} cases failed, listed in {artefacts[0]}; {metrics.failures[0].error}"
-        )
+        some = f"{len(metrics.failures)} of {metrics.n_cases} cases failed (see {artefacts[0]})"
+        raise CaseError(f"{some}, the first: {metrics.failures[0].error}")
 
 
 if __name__ == "__main__":

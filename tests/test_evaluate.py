@@ -60,7 +60,7 @@ def test_a_failed_case_gives_exit_code_1_and_the_others_are_done(run, folders):
     code, text, error = run()
     assert code == 1
     assert "macro-F1" in text
-    assert "1 cases failed, listed in" in error.splitlines()[-1]
+    assert "1 of 4 cases failed (see " in error.splitlines()[-1]
     assert "case2.nii.gz is truncated" in error.splitlines()[-1]
     metrics = json.loads((folders / "output" / "metrics.json").read_text())
     assert metrics["cases"][1]["whole_pancreas_dsc"] > 0.5

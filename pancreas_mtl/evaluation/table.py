@@ -147,7 +147,9 @@ def _notes(metrics: Metrics) -> Iterator[str]:
     if metrics.unreferenced:
         names = _some(metrics.unreferenced)
         yield f"without reference, left out: {len(metrics.unreferenced)} cases: {names}"
-    yield from (f"failed: {failure.error}" for failure in metrics.failures)
+    yield from (f"failed: {failure.error}" for failure in metrics.failures[:MAX_NAMED])
+    if len(metrics.failures) > MAX_NAMED:
+        yield f"failed: {len(metrics.failures) - MAX_NAMED} more, see failures in metrics.json"
 
 
 def _some(names: Sequence[str]) -> str:
