@@ -8,6 +8,7 @@ kept in private elements.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -47,6 +48,7 @@ from pancreas_mtl.interop.dicom_read import Stack, dicom_source, stack
 from pancreas_mtl.interop.dicom_series import Series
 from pancreas_mtl.types import CasePrediction, FloatArray, Label, LabelArray, Volume
 
+logging.getLogger("highdicom").setLevel(logging.WARNING)  # it tells of every module it copies
 PROGRAM = "pancreas_mtl"
 SCHEME = "99PANCREASMTL"  # schemes of local use begin with 99
 SEG_SUFFIX, SR_SUFFIX = ".seg.dcm", ".sr.dcm"

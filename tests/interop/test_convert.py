@@ -9,7 +9,11 @@ import pytest
 
 from pancreas_mtl.data.cases import read_cases, read_official_folds
 from pancreas_mtl.errors import CaseError, UsageError
+from pancreas_mtl.inference.pipeline import predict_cases
+from pancreas_mtl.inference.predictor import Predictor
+from pancreas_mtl.inference.writer import close_output, open_output, run_facts
 from pancreas_mtl.interop.convert import convert_dataset
+from pancreas_mtl.interop.sources import find_sources
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (5, 4, 3)
@@ -201,6 +205,24 @@ def test_what_gets_lost_is_said(quiz, nnunet, tmp_path):
         "1 test cases lose their subtype, which layout quiz cannot hold",
     ]
     assert not (tmp_path / "back" / "validation").exists()
+
+
+def test_predictions_are_what_nnunet_evaluates(bundle, nnunet, tmp_path):
+    """It takes the `.nii.gz` files of both folders, asks for equal names, compares arrays."""
+    predictor = Predictor.from_bundle(bundle, device="cpu", precision="fp32")
+    sources = find_sources(nnunet / "imagesTr", None, "nifti", [])
+    open_output(tmp_path / "predictions", "x", overwrite=False)
+    records = predict_cases(predictor, sources, tmp_path / "predictions")
+    close_output(tmp_path / "predictions", records, run_facts(predictor, {}))
+    found = {path.name: path for path in (tmp_path / "predictions").glob("*.nii.gz")}
+    labels = {path.name: path for path in (nnunet / "labelsTr").glob("*.nii.gz")}
+    assert found.keys() == labels.keys()
+    for name, path in found.items():
+        prediction, reference = nib.load(path), nib.load(labels[name])
+        assert prediction.shape == reference.shape
+        assert prediction.get_data_dtype() == np.uint8
+        assert set(np.unique(prediction.dataobj)) <= {0, 1, 2}
+        np.testing.assert_array_equal(prediction.affine, reference.affine)
 
 
 @pytest.mark.parametrize(

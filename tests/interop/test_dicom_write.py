@@ -126,7 +126,7 @@ def test_an_empty_mask_or_lesion_is_written(label, write_series, tmp_path):
 
 
 def test_nothing_is_private_and_no_name_reaches_the_terminal(
-    write_series, tmp_path, capfd, recwarn
+    write_series, tmp_path, capfd, caplog, recwarn
 ):
     def edit(index, dataset):
         dataset.PatientName = "Doe"  # of one component, on which libraries remark
@@ -135,8 +135,10 @@ def test_nothing_is_private_and_no_name_reaches_the_terminal(
 
     folder = write_series(tmp_path / "in", edit)
     recwarn.clear()
+    caplog.set_level("INFO")
     write(folder, lambda v: blobs(v.array.shape), tmp_path)
     assert not [one for one in recwarn if "Doe" in str(one.message)]
+    assert not [record for record in caplog.records if record.name.startswith("highdicom")]
     assert "Doe" not in "".join(capfd.readouterr())
     for path in tmp_path.glob("*.dcm"):
         assert not [e for e in pydicom.dcmread(path).iterall() if e.tag.is_private]
