@@ -6,8 +6,7 @@ import pytest
 from scipy import ndimage
 
 from pancreas_mtl.data.phantom import make_phantom, scanner
-from pancreas_mtl.data.phantom.geometry import Space, ellipsoid, tube
-from pancreas_mtl.data.phantom.lesions import level_of_volume
+from pancreas_mtl.data.phantom.geometry import Space, ellipsoid, level_of_volume, tube
 from pancreas_mtl.data.phantom.statistics import (
     COLUMNS,
     LESION_BY_SUBTYPE,

@@ -2,6 +2,7 @@
 
 statistics  sizes, volumes and difficulties to draw from
 geometry    signed distance fields on the lattices of a crop
+pancreas    head, body, tail and duct
 lesions     the three subtypes
 neighbours  vessels, bowel, solid organs, bone and fat around the pancreas
 anatomy     one crop, before the scanner

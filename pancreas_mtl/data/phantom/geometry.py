@@ -157,6 +157,13 @@ def coverage(distance: FloatArray, softness_mm: float = FINE_MM) -> FloatArray:
     return np.clip(0.5 - distance / np.float32(softness_mm), 0, 1)
 
 
+def level_of_volume(field: FloatArray, count: float) -> np.float32:
+    """The level below which `count` voxels of the field lie, at least one."""
+    k = int(np.clip(round(count), 1, field.size - 1))
+    lower, upper = np.partition(field.ravel(), (k - 1, k))[k - 1 : k + 1]
+    return np.float32((lower + upper) / 2)
+
+
 def _lattice_noise(rng: np.random.Generator, extent_mm: TripleMm, scale_mm: float) -> FloatArray:
     lattice = rng.standard_normal(_shape(extent_mm, scale_mm), dtype=np.float32)
     return lattice * np.float32(1.35)  # interpolation takes away about that much

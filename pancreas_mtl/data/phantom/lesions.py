@@ -9,9 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from pancreas_mtl.data.phantom.geometry import Space, coverage
+from pancreas_mtl.data.phantom.geometry import (
+    FINE_MM,
+    Axes,
+    Points,
+    Space,
+    coverage,
+    level_of_volume,
+)
 from pancreas_mtl.data.phantom.statistics import Recipe
 from pancreas_mtl.types import FloatArray
 
@@ -33,9 +39,9 @@ class Border:
 
 
 BORDERS = (
-    Border(8, (-0.08, 0.12), 2, 1.25),
-    Border(16, (0.15, 0.6), 12, 3.5),
-    Border(8, (-0.06, 0.08), 2, 1.25),
+    Border(bumps=8, height=(-0.08, 0.12), sharpness=2, fading_mm=1.25),
+    Border(bumps=16, height=(0.15, 0.6), sharpness=12, fading_mm=3.5),
+    Border(bumps=8, height=(-0.06, 0.08), sharpness=2, fading_mm=1.25),
 )
 CONTRAST_HU = (-52.0, -30.0, 60.0)  # lesion minus pancreas where mean HU tells the subtypes apart
 ANY_CONTRAST_HU = (25.0, 45.0)  # its size where it does not, of either sign
@@ -44,27 +50,17 @@ ANY_CONTRAST_HU = (25.0, 45.0)  # its size where it does not, of either sign
 def lesion_distance(
     space: Space,
     rng: np.random.Generator,
-    centre: npt.NDArray[np.float64],
+    centre: Points,
     volume_ml: float,
     subtype: int,
 ) -> FloatArray:
     """Signed distance (mm, fine lattice) to a star-shaped lesion of exactly the volume given."""
-    border = BORDERS[subtype]
     axes = np.exp(rng.normal(0, 0.12, 3)).astype(np.float32)
-    offset = [(x - np.float32(c)) / a for x, c, a in zip(space.fine, centre, axes, strict=True)]
-    field = np.sqrt(offset[0] ** 2 + offset[1] ** 2 + offset[2] ** 2)
-    near = _box_around(offset, 2.2 * sphere_radius_mm(volume_ml) + 6)
-    d, h, w = (
-        x[tuple(s if n > 1 else slice(None) for s, n in zip(near, x.shape, strict=True))]
-        for x in offset
-    )
-    inverse = 1 / np.maximum(field[near], np.float32(1e-3))
-    outline = np.ones_like(inverse)
-    for direction in rng.standard_normal((border.bumps, 3)):
-        a, b, c = (direction / np.linalg.norm(direction)).astype(np.float32)
-        cosine = np.maximum((a * d + b * h + c * w) * inverse, 0)
-        outline += np.float32(rng.uniform(*border.height)) * cosine**border.sharpness
-    field[near] /= outline
+    d, h, w = ((x - np.float32(c)) / a for x, c, a in zip(space.fine, centre, axes, strict=True))
+    field = np.sqrt(d**2 + h**2 + w**2)
+    i, j, k = (np.abs(x.ravel()) < 2.2 * sphere_radius_mm(volume_ml) + 6 for x in (d, h, w))
+    near = np.ix_(i, j, k)  # beyond, the outline does not matter
+    field[near] /= _outline(rng, BORDERS[subtype], (d[i], h[:, j], w[:, :, k]), field[near])
     field += space.face_penalty()
     return field - level_of_volume(field, volume_ml / space.fine_ml)
 
@@ -95,7 +91,7 @@ def lesion_hu(
 
 def fading_mm(distance: FloatArray, subtype: int) -> float:
     """Width of the border in the image; narrower in a lesion that it would wash out."""
-    return min(BORDERS[subtype].fading_mm, max(1.25, -0.7 * float(distance.min())))
+    return min(BORDERS[subtype].fading_mm, max(FINE_MM, -0.7 * float(distance.min())))
 
 
 def sphere_radius_mm(volume_ml: float) -> float:
@@ -103,17 +99,15 @@ def sphere_radius_mm(volume_ml: float) -> float:
     return float((volume_ml * 1000 * 3 / (4 * np.pi)) ** (1 / 3))
 
 
-def level_of_volume(field: FloatArray, count: float) -> np.float32:
-    """The level below which `count` voxels of the field lie, at least one."""
-    k = int(np.clip(round(count), 1, field.size - 1))
-    lower, upper = np.partition(field.ravel(), (k - 1, k))[k - 1 : k + 1]
-    return np.float32((lower + upper) / 2)
-
-
-def _box_around(offset: list[FloatArray], radius_mm: float) -> tuple[slice, ...]:
-    """The part of the lattice within a distance of the origin, along each axis."""
-    box = []
-    for x in offset:
-        inside = np.flatnonzero(np.abs(x.ravel()) < radius_mm)
-        box.append(slice(int(inside[0]), int(inside[-1]) + 1))
-    return tuple(box)
+def _outline(
+    rng: np.random.Generator, border: Border, offset: Axes, radius: FloatArray
+) -> FloatArray:
+    """Relative radius of a bumpy shape in the direction of each point around its centre."""
+    d, h, w = offset
+    inverse = 1 / np.maximum(radius, np.float32(1e-3))
+    outline = np.ones_like(radius)
+    for direction in rng.standard_normal((border.bumps, 3)):
+        a, b, c = (direction / np.linalg.norm(direction)).astype(np.float32)
+        cosine = np.maximum((a * d + b * h + c * w) * inverse, 0)
+        outline += np.float32(rng.uniform(*border.height)) * cosine**border.sharpness
+    return outline

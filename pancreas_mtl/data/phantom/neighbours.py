@@ -15,6 +15,7 @@ from pancreas_mtl.data.phantom.geometry import (
     ellipsoid,
     tube,
 )
+from pancreas_mtl.data.phantom.pancreas import Pancreas
 from pancreas_mtl.data.phantom.statistics import Recipe
 from pancreas_mtl.types import FloatArray, TripleMm
 
@@ -24,6 +25,8 @@ GAS_HU = -900.0
 BILE_HU = 8.0
 BOWEL_WALL_HU, LIVER_HU, SPLEEN_HU, KIDNEY_HU, MUSCLE_HU = 75.0, 118.0, 128.0, 172.0, 62.0
 CORTEX_HU, MARROW_HU, DISC_HU = 330.0, 190.0, 85.0
+
+# Positions in the crop are fractions of its edges (D, H, W); offsets and radii are in mm
 NECK = 0.42  # where along the centreline the neck lies, in front of the portal confluence
 
 
@@ -34,18 +37,16 @@ class Scene:
     space: Space
     rng: np.random.Generator
     recipe: Recipe
-    line: Points  # the pancreas' centreline, head to tail
-    radius_mm: FloatArray  # of the pancreas along it
-    pancreas_hu: float
+    pancreas: Pancreas
     texture: FloatArray  # fine, unit variance; organs share it, for they do not overlap
     hu: FloatArray
-    pancreas_mm: FloatArray  # coarse: signed distance to the pancreas and its lesion
+    occupied_mm: FloatArray  # coarse: signed distance to the pancreas and its lesion
     placed_mm: FloatArray  # coarse: signed distance to all neighbours placed so far
 
     def add(self, shape: FloatArray, hu: float, gap_mm: float = 1.5) -> FloatArray:
         """Paint an organ that gives way to what is there; return its coarse distance."""
         fat_plane_mm = np.float32(self.rng.uniform(*self.recipe.fat_plane_mm))
-        shape = np.maximum(shape, fat_plane_mm - self.pancreas_mm)
+        shape = np.maximum(shape, fat_plane_mm - self.occupied_mm)
         shape = np.maximum(shape, np.float32(gap_mm) - self.placed_mm)
         self.placed_mm = np.minimum(self.placed_mm, shape)
         self.fill(shape, hu + self.rng.normal(0, 6), texture_hu=5.0)
@@ -62,7 +63,7 @@ class Scene:
 
     def soft(self, hu: float) -> float:
         """The HU of soft tissue, drawn towards that of the pancreas as the recipe says."""
-        return hu + self.recipe.neighbours_alike * (self.pancreas_hu - hu)
+        return hu + self.recipe.neighbours_alike * (self.pancreas.hu - hu)
 
     def near(self, fractions: TripleMm, spread: float = 0.03) -> Points:
         """A position in the crop, with some variation."""
@@ -72,10 +73,8 @@ class Scene:
 def paint_neighbours(
     space: Space,
     rng: np.random.Generator,
-    line: Points,
-    radius_mm: FloatArray,
+    pancreas: Pancreas,
     occupied_mm: FloatArray,
-    pancreas_hu: float,
     recipe: Recipe,
 ) -> FloatArray:
     """HU of everything but the pancreas, on the fine lattice.
@@ -83,18 +82,14 @@ def paint_neighbours(
     Args:
         space: the crop.
         rng: source of all variation.
-        line: the pancreas' centreline, from head to tail.
-        radius_mm: of the pancreas, along its centreline.
+        pancreas: in the middle of it all.
         occupied_mm: signed distance to pancreas and lesion, on the coarse lattice.
-        pancreas_hu: what soft tissue resembles where the recipe says so.
         recipe: the difficulty.
     """
     texture = space.noise(rng, 4.0)
     fat = FAT_HU + 8 * texture + 9 * space.noise(rng, 25.0)
     nothing = np.full(space.coarse_shape, np.inf, np.float32)
-    scene = Scene(
-        space, rng, recipe, line, radius_mm, pancreas_hu, texture, fat, occupied_mm, nothing
-    )
+    scene = Scene(space, rng, recipe, pancreas, texture, fat, occupied_mm, nothing)
     _add_solid_organs(scene)
     _add_vessels(scene)
     _add_bone_and_muscle(scene)
@@ -109,7 +104,7 @@ def _add_solid_organs(scene: Scene) -> None:
     scene.add(bladder, BILE_HU)
     liver = ellipsoid(space, scene.near((0.98, 0.3, -0.02)), (70, 62, 52))
     scene.add(liver, scene.soft(LIVER_HU))
-    spleen = ellipsoid(space, scene.line[-1] + [8, 16, 38], (45, 36, 26))
+    spleen = ellipsoid(space, scene.pancreas.line[-1] + [8, 16, 38], (45, 36, 26))
     scene.add(spleen, scene.soft(SPLEEN_HU))
     for fractions in ((0.42, 1.12, 0.92), (0.25, 1.12, 0.0)):
         centre = scene.near(fractions)
@@ -121,8 +116,9 @@ def _add_solid_organs(scene: Scene) -> None:
 def _add_vessels(scene: Scene) -> None:
     space, rng = scene.space, scene.rng
     blood = BLOOD_HU + rng.normal(0, 12)
-    index = int(NECK * len(scene.line))
-    neck, behind = scene.line[index], float(scene.radius_mm[index]) + 6
+    index = int(NECK * len(scene.pancreas.line))
+    line, radius_mm = scene.pancreas.line[index:], scene.pancreas.radius_mm[index:]
+    neck, behind = line[0], float(radius_mm[0]) + 6
 
     def along_the_spine(back_mm: float, left_mm: float, radius_mm: float) -> FloatArray:
         path = np.array([0, neck[1] + back_mm, neck[2] + left_mm]) + rng.normal(0, 3, (3, 3))
@@ -143,16 +139,14 @@ def _add_vessels(scene: Scene) -> None:
     scene.add(tube(space, artery, rng.uniform(3, 4)), blood, gap_mm=0.6)
     liver = confluence + np.array([60, -8, -45])
     scene.add(from_confluence(liver, rng.uniform(5, 7)), blood, gap_mm=0.0)  # portal vein
-    splenic = scene.line[index:].copy()
-    splenic[:, 0] += 2
-    splenic[:, 1] += scene.radius_mm[index:] + 4.5
+    splenic = line + np.stack([0 * radius_mm + 2, radius_mm + 4.5, 0 * radius_mm], axis=1)
     scene.add(tube(space, splenic, rng.uniform(3.2, 4.8)), blood, gap_mm=0.0)
 
 
 def _add_bone_and_muscle(scene: Scene) -> None:
     space, rng = scene.space, scene.rng
     d, h, w = space.coarse
-    middle = scene.line[int(NECK * len(scene.line))]
+    middle = scene.pancreas.line[int(NECK * len(scene.pancreas.line))]
     back = np.float32(middle[1] + rng.uniform(66, 78))
     left = np.float32(middle[2] + rng.uniform(2, 10))
     column = np.hypot(h - back, w - left) - 22 + 0 * d
@@ -167,7 +161,7 @@ def _add_bone_and_muscle(scene: Scene) -> None:
 
 def _add_bowel(scene: Scene) -> None:
     space, rng = scene.space, scene.rng
-    head = scene.line[int(0.12 * len(scene.line))]
+    head = scene.pancreas.line[int(0.12 * len(scene.pancreas.line))]
     loop = [[34, -12, 8], [22, -4, -18], [0, 2, -27], [-22, 6, -16], [-30, 10, 14]]
     _add_hollow(scene, tube(space, curve(head + np.array(loop)), rng.uniform(10, 13)))
     radii = rng.uniform((24, 17, 34), (34, 26, 50))
