@@ -1,12 +1,18 @@
-"""A headless Chromium for the tests of the report and for the pictures of it in `docs/images`."""
+"""A headless Chromium for the tests of the report, and for the pictures of it in the docs.
+
+python tests/evaluation/browser.py outputs/demo/report/report.html docs/images
+"""
 
 import base64
 import shutil
+import sys
 import tempfile
 from contextlib import contextmanager
+from pathlib import Path
 
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.support.ui import WebDriverWait
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
@@ -59,3 +65,31 @@ def save_page(driver, path, *, height=None):
     options = {"captureBeyondViewport": True, "clip": clip}
     data = driver.execute_cdp_cmd("Page.captureScreenshot", options)["data"]
     path.write_bytes(base64.b64decode(data))
+
+
+def open_case(driver, number=0):
+    """Open a row of the table of cases, and wait until the viewer shows it."""
+    driver.execute_script("viewer.open(visibleRows()[arguments[0]])", number)
+    state = "return document.getElementById('viewer').dataset.state"
+    WebDriverWait(driver, PATIENCE_S).until(
+        lambda d: d.execute_script(state) in ("ready", "picture")
+    )
+
+
+def save_screenshots(report, folder):
+    """The report in light, dark and on a phone, and the viewer, as PNG files in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, dark in (("report", False), ("report-dark", True)):
+        with browser(dark=dark) as driver:
+            driver.get(report.resolve().as_uri())
+            save_page(driver, folder / f"{name}.png", height=1400)
+            if not dark:
+                open_case(driver)
+                driver.save_screenshot(folder / "viewer.png")
+    with browser(width=390, height=844) as driver:
+        driver.get(report.resolve().as_uri())
+        save_page(driver, folder / "report-phone.png", height=1600)
+
+
+if __name__ == "__main__":
+    save_screenshots(Path(sys.argv[1]), Path(sys.argv[2]))

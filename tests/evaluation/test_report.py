@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import math
 import re
@@ -9,19 +10,21 @@ import pytest
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluation.report import write_report
 
-HOSTILE = "<script>alert(1)<\u2215script>"  # a division slash, for a file name holds no other
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'{{ 7 * 7 }}"
 
 
-class DataElements(HTMLParser):
-    """Collects the attributes and text of every `<data>`."""
+class Page(HTMLParser):
+    """Collects every element's tag and attributes, and the text of every `<data>`."""
 
-    def __init__(self):
+    def __init__(self, text):
         super().__init__()
-        self.found, self.inside = [], False
+        self.elements, self.numbers, self.inside = [], [], False
+        self.feed(text)
 
     def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
         if tag == "data":
-            self.found.append([dict(attributes), ""])
+            self.numbers.append([dict(attributes), ""])
             self.inside = True
 
     def handle_endtag(self, tag):
@@ -29,26 +32,23 @@ class DataElements(HTMLParser):
 
     def handle_data(self, data):
         if self.inside:
-            self.found[-1][1] += data
+            self.numbers[-1][1] += data
 
 
-def report_runs():
-    import importlib.util
-
-    path = Path(__file__).with_name("report_runs.py")
-    spec = importlib.util.spec_from_file_location("report_runs", path)
+def sibling(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-make = report_runs()
+make = sibling("report_runs")
 
 
 @pytest.fixture(scope="module")
 def evaluation(tmp_path_factory):
     root = tmp_path_factory.mktemp("evaluation")
-    return make.make_evaluation(root, names=["quiz_0_001", "quiz_1_002", HOSTILE])
+    return make.make_evaluation(root, names=["quiz_0_001", "quiz_1_002", "quiz_2_003"])
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +66,9 @@ def lookup(metrics, path):
 
 def test_every_number_of_the_page_is_the_one_in_metrics_json(page, evaluation):
     metrics = json.loads((evaluation / "metrics.json").read_text())
-    parser = DataElements()
-    parser.feed(page)
-    assert len(parser.found) > 60
-    for attributes, text in parser.found:
+    numbers = Page(page).numbers
+    assert len(numbers) > 100
+    for attributes, text in numbers:
         assert attributes["data-run"] == "evaluation"
         expected = lookup(metrics, attributes["data-path"])
         assert float(attributes["value"]) == expected
@@ -88,9 +87,84 @@ def test_every_target_score_and_case_is_there(page, evaluation):
     assert {"lesion.nsd.ci95.1", "subtype.ece", "subtype.confusion_matrix.2.1"} <= shown
 
 
-def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"no metrics\.json, metrics\.csv or run\.json"):
-        write_report([tmp_path], tmp_path / "report")
-    with pytest.raises(UsageError, match="runs is empty"):
-        write_report([], tmp_path / "report")
-    assert not (tmp_path / "report").exists()
+def test_the_page_needs_nothing_but_itself(page):
+    for tag, attributes in Page(page).elements:
+        for name in ("src", "href", "xlink:href", "action", "data"):
+            if name in attributes and tag != "a":
+                assert attributes[name].startswith(("data:", "#")), (tag, attributes[name][:80])
+        assert tag not in ("link", "iframe", "object", "embed", "base")
+    assert "@import" not in page
+    assert "default-src 'none'" in page
+
+
+def test_every_picture_and_chart_has_words(page):
+    elements = Page(page).elements
+    pictures = [attributes for tag, attributes in elements if tag == "img"]
+    charts = [attributes for tag, attributes in elements if tag == "svg"]
+    assert len(pictures) > 5
+    assert len(charts) > 6
+    assert all("alt" in attributes for attributes in pictures)
+    assert all(len(attributes["aria-label"]) > 30 for attributes in charts)
+    assert page.count("<summary>Numbers</summary>") == len(charts)
+
+
+def test_charts_take_their_colours_from_the_page(page):
+    charts = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    for chart in charts:
+        assert "var(--ink)" in chart
+        assert not re.search(r"(fill|stroke): #", chart)
+
+
+def test_hostile_names_stay_text(evaluation, tmp_path):
+    folder = tmp_path / "<img src=x onerror=alert(1)>"
+    folder.mkdir()
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    metrics["cases"][0]["name"] = HOSTILE
+    metrics["failures"] = [{"name": HOSTILE, "error": HOSTILE}]
+    metrics["by_subtype"][0]["name"] = HOSTILE
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    make.write_curves(folder)
+    text = write_report([folder], tmp_path / "report").read_text()
+    elements = Page(text).elements
+    clean = Page(write_report([evaluation], tmp_path / "clean").read_text()).elements
+    assert not any("onerror" in attributes for _, attributes in elements)
+    scripts = [attributes for tag, attributes in elements if tag == "script"]
+    allowed = [attributes for tag, attributes in clean if tag == "script"]
+    assert [one for one in scripts if "type" not in one] == [
+        one for one in allowed if "type" not in one
+    ]
+    assert HOSTILE not in text
+    assert any(attributes.get("data-name") == HOSTILE for _, attributes in elements)
+
+
+def test_two_runs_on_the_same_cases_are_compared_with_a_warning(evaluation, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    for case in metrics["cases"]:
+        case["lesion_dsc"] = case["lesion_dsc"] / 2
+    (other / "metrics.json").write_text(json.dumps(metrics))
+    text = write_report([evaluation, other], tmp_path / "report").read_text()
+    assert "The best of several is flattered" in text
+    assert "Case by case, against evaluation" in text
+    assert "Comparison of runs" in text
+    alone = write_report([evaluation], tmp_path / "alone").read_text()
+    assert "The best of several" not in alone
+
+
+def test_the_worst_case_comes_first(page, evaluation):
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    shown = re.findall(r'<tr id="case-[^"]+" data-name="([^"]+)"', page)
+    by_lesion = sorted(metrics["cases"], key=lambda case: case["lesion_dsc"])
+    assert shown == [case["name"] for case in by_lesion]
+
+
+def test_the_same_runs_give_the_same_page(page, evaluation, tmp_path):
+    again = write_report([evaluation.parent / "run", evaluation], tmp_path / "report")
+    assert again.read_text(encoding="utf-8") == page
+
+
+def test_a_report_that_cannot_be_written_says_so(evaluation, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="give another one"):
+        write_report([evaluation], tmp_path / "file" / "report")

@@ -198,3 +198,12 @@ def test_nothing_is_wider_than_a_phone(url):
     with chromium.browser(width=390, height=844) as page:
         page.get(url)
         assert page.execute_script("return document.documentElement.scrollWidth") <= 390
+
+
+def test_screenshots_for_the_docs_are_made(url, tmp_path):
+    report = Path(url.removeprefix("file://"))
+    chromium.save_screenshots(report, tmp_path / "images")
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "images").iterdir()}
+    names = {"report.png", "report-dark.png", "report-phone.png", "viewer.png"}
+    assert sizes.keys() == names
+    assert min(sizes.values()) > 20_000

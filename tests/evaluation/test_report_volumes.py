@@ -125,7 +125,9 @@ def test_masks_come_back_exactly_and_on_the_ct(source):
         np.testing.assert_allclose(mask.affine, ct.affine)
         assert mask.shape == ct.shape
     hu = np.asarray(ct.dataobj).transpose(2, 1, 0)
-    assert np.abs(hu - read_image(source.image).array).mean() < 6  # of noise with a standard deviation of 20
+    assert (
+        np.abs(hu - read_image(source.image).array).mean() < 6
+    )  # of noise with a standard deviation of 20
 
 
 def test_pooling_weights_come_back_in_steps(source):

@@ -31,6 +31,8 @@ def _sentences(run: Run) -> Iterator[str]:
         cases = f"{count} {split} case{'s' if count > 1 else ''}".replace("  ", " ")
         how = "scored against references" if run.has_scores else "predicted, without references"
         yield f"{cases}, {how}."
+        if split == "validation" and run.has_scores and run.curves:
+            yield "These cases also chose the checkpoint: new cases will score a little lower."
         if images:
             yield _source(images[0])
     if run.curves:

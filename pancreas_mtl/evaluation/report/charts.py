@@ -24,7 +24,7 @@ from pancreas_mtl.evaluation.report.svg import (
 )
 
 REGIONS = (("whole_pancreas", "whole pancreas"), ("lesion", "lesion"))
-CURVE_GROUPS = (("train", "Training loss"), ("val", "Validation"), ("lr", "Learning rate"))
+CURVE_GROUPS = (("train", "Training"), ("val", "Validation"), ("lr", "Learning rate"))
 PHRASES = {
     "absolute_volume_error_ml": "volume error (ml)",
     "n_cases": "cases",
@@ -111,7 +111,7 @@ def tooltips(runs: Sequence[Run]) -> dict[str, str]:
 def training_curves(runs: Sequence[Run]) -> Iterator[Chart]:
     """Yield one chart a group of columns of `metrics.csv`, with one panel a column."""
     for prefix, title in CURVE_GROUPS:
-        columns = sorted({name for run in runs for name in run.curves if name.startswith(prefix)})
+        columns = curve_columns(runs, prefix)
         if not columns:
             continue
         with style():
@@ -134,8 +134,19 @@ def training_curves(runs: Sequence[Run]) -> Iterator[Chart]:
         table = Table(
             ("epoch", *(f"{name}: {column}" for name, column, *_ in ends)), _epochs(runs, ends)
         )
-        caption = "The columns of metrics.csv, one value an epoch."
+        caption = "The columns of metrics.csv, one value an epoch; those that stay 0 are left out."
         yield Chart(f"curves-{prefix}", title, to_svg(figure, alt=alt), caption, table)
+
+
+def curve_columns(runs: Sequence[Run], group: str) -> list[str]:
+    """The columns of a group that are not 0 throughout; of a column and its `_epoch`, the first."""
+    varied = {
+        name
+        for run in runs
+        for name, points in run.curves.items()
+        if name.startswith(f"{group}/") and any(value for _, value in points)
+    }
+    return sorted(name for name in varied if name.removesuffix("_epoch") not in varied - {name})
 
 
 def _draw_curves(axes: Axes, runs: Sequence[Run], column: str) -> None:

@@ -24,12 +24,8 @@ from pancreas_mtl.evaluation.report.about import describe
 from pancreas_mtl.evaluation.report.cases import case_rows, columns, picture_alt, verdict
 from pancreas_mtl.evaluation.report.charts import Chart, plain_words
 from pancreas_mtl.evaluation.report.runs import Run, RunCase, read_runs
-from pancreas_mtl.evaluation.report.volumes import (
-    CaseSource,
-    Overlay,
-    PackedCase,
-    pack_case,
-)
+from pancreas_mtl.evaluation.report.volumes import CaseSource, Overlay, PackedCase, pack_case
+from pancreas_mtl.evaluation.results import make_folder
 
 PACKAGE = "pancreas_mtl.evaluation.report"
 ASSETS = files(PACKAGE) / "assets"
@@ -55,14 +51,14 @@ def write_report(runs: Sequence[Path], output_dir: Path, *, workers: int = 1) ->
         The path of the page.
 
     Raises:
-        UsageError: a folder holds no run, or a file of a run cannot be read.
+        UsageError: a folder holds no run, a file of a run cannot be read, or `output_dir` cannot
+            be made.
         CaseError: the page cannot be written.
     """
     found = read_runs(runs)
+    path = make_folder(output_dir) / "report.html"
     packed, problems = pack_cases(found, workers=workers)
     context = _context(found, packed, problems)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    path = output_dir / "report.html"
     with atomic_path(path) as temporary:
         _environment().get_template("report.html.jinja").stream(context).dump(
             str(temporary), encoding="utf-8"

@@ -13,6 +13,7 @@ const viewer = (() => {
   };
   const OVERLAYS = ["attention", "prediction", "reference"]; // in the order of drawing
   let nv = null; // NiiVue, once started
+  let starting = null; // its start, so that two quick openings share one
   let loaded = null; // the volumes of the open case, the CT first
   let row = null; // the open case
   let opening = 0; // counts openings, so that a slow one does not overwrite the next
@@ -70,7 +71,6 @@ const viewer = (() => {
       isRadiologicalConvention: true,
       loadingText: "",
       logLevel: "error",
-      atlasOutline: 1, // masks have outlines as strong as this, and are filled by their opacity
       multiplanarLayout: niivue.MULTIPLANAR_TYPE.GRID,
       multiplanarShowRender: niivue.SHOW_RENDER.ALWAYS,
       show3Dcrosshair: false,
@@ -114,9 +114,13 @@ const viewer = (() => {
     if (!loaded) return;
     const [ct, ...overlays] = loaded;
     const fill = Number(block("fill").value);
-    const strength = { prediction: fill, reference: fill / 4, attention: Math.max(fill, 0.2) };
+    const in3d = chosen("view") === "RENDER"; // the masks alone, so faint that lesions shine through
+    const strength = in3d
+      ? { prediction: fill / 5, reference: fill / 5, attention: fill / 5 }
+      : { prediction: fill, reference: fill / 4, attention: Math.max(fill, 0.2) };
     [ct.cal_min, ct.cal_max] = range();
-    ct.opacity = chosen("view") === "RENDER" ? 0 : 1; // in 3D, the masks alone
+    ct.opacity = in3d ? 0 : 1;
+    nv.opts.atlasOutline = in3d ? 0 : 1; // masks have outlines of this strength
     const visible = overlays.filter((image) => shown(image.id));
     for (const image of visible) image.opacity = strength[image.id];
     nv.opts.sliceType = niivue.SLICE_TYPE[chosen("view")];
@@ -178,11 +182,19 @@ const viewer = (() => {
     dialog.dataset.state = problem ? "picture" : "loading";
     if (problem) return showPicture(ids);
     canvas.hidden = false;
-    if (!nv) await start();
-    await load(ids, isCurrent);
-    if (!isCurrent()) return;
-    part("picture").hidden = true;
-    dialog.dataset.state = "ready";
+    try {
+      await (starting ??= start());
+      await load(ids, isCurrent);
+      if (!isCurrent()) return;
+      part("picture").hidden = true;
+      dialog.dataset.state = "ready";
+    } catch (error) {
+      console.error(error);
+      if (!isCurrent()) return;
+      showPicture(ids);
+      part("status").textContent = `The viewer failed, so here is the picture (${error.message}).`;
+      dialog.dataset.state = "picture";
+    }
   }
 
   function step(by) {
