@@ -97,6 +97,11 @@ def test_the_page_needs_nothing_but_itself(page):
     assert "default-src 'none'" in page
 
 
+def test_the_viewer_comes_with_its_licence(page):
+    assert "Copyright (c) 2021, Niivue" in page
+    assert "THIS SOFTWARE IS PROVIDED" in page
+
+
 def test_every_picture_and_chart_has_words(page):
     elements = Page(page).elements
     pictures = [attributes for tag, attributes in elements if tag == "img"]

@@ -163,6 +163,9 @@ def test_keys_step_through_the_cases_and_escape_closes(page):
     assert seen == [order[0], order[1], order[2], order[1]]
     find(page, "#viewer-canvas").send_keys(Keys.ESCAPE)
     assert not find(page, "#viewer").is_displayed()
+    open_first(page)
+    find(page, "#viewer-close").click()
+    assert not find(page, "#viewer").is_displayed()
 
 
 def test_a_dot_in_a_chart_opens_its_case(page):

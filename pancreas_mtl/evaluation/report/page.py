@@ -30,6 +30,7 @@ from pancreas_mtl.evaluation.results import make_folder
 PACKAGE = "pancreas_mtl.evaluation.report"
 ASSETS = files(PACKAGE) / "assets"
 INLINED = ("report.css", "report.js", "viewer.js")
+LICENCES = ("niivue.LICENSE.txt", "niivue.dependencies.LICENSE.txt")
 WORST = 6  # cases shown as pictures above the table
 WINDOWS_HU = (
     ("Soft tissue", -160, 240),
@@ -130,6 +131,7 @@ def _context(runs: list[Run], packed: list[PackedCase], problems: list[str]) -> 
         "packed": packed,
         "notes": [note for run in runs for note in run.notes] + problems,
         "windows": WINDOWS_HU,
+        "licences": [(ASSETS / name).read_text("utf-8") for name in LICENCES],
         "niivue": niivue_gz() if packed else "",
         "assets": {name: Markup((ASSETS / name).read_text("utf-8")) for name in INLINED},
     }

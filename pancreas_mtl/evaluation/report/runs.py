@@ -126,12 +126,13 @@ def read_run(folder: Path, name: str, number: int = 0) -> Run:
 
 
 def _prediction_folders(folder: Path, metrics: Json | None) -> list[Path]:
-    """The folders that the metrics name; else those of a training run or a prediction."""
+    """The folder of a training's validation; else those that the metrics name; else this one."""
+    if (folder / "validation" / "run.json").is_file():
+        return [folder / "validation"]
     recorded = (metrics or {}).get("predictions") or []
     named = [Path(path) for path in ([recorded] if isinstance(recorded, str) else recorded)]
-    if found := [path for path in named if path.is_dir()]:
-        return found
-    return [path for path in (folder / "validation", folder) if (path / "run.json").is_file()][:1]
+    found = [path for path in named if path.is_dir()]
+    return found or [path for path in (folder,) if (path / "run.json").is_file()]
 
 
 def _cases(

@@ -115,9 +115,7 @@ def pack_case(source: CaseSource) -> PackedCase:
     return PackedCase(
         name=source.name,
         ct=pack_ct(image.array[box], image.spacing_mm),
-        reference=None
-        if reference is None
-        else _nifti_gz(reference[box], image.spacing_mm, intent="label"),
+        reference=None if reference is None else _nifti_gz(reference[box], image.spacing_mm),
         focus=_focus(centre(masks), box),
         overlays=tuple(overlays),
     )
@@ -144,7 +142,7 @@ def _pack_overlay(
     weights = _weights(overlay.attention, image)
     return PackedOverlay(
         link=overlay.link,
-        prediction=None if mask is None else _nifti_gz(mask[box], image.spacing_mm, intent="label"),
+        prediction=None if mask is None else _nifti_gz(mask[box], image.spacing_mm),
         attention=None if weights is None else _nifti_gz(weights[box], image.spacing_mm),
         picture=picture,
         thumbnail=thumbnail,
@@ -255,10 +253,8 @@ def nifti_header(
     return header
 
 
-def _nifti_gz(array: npt.NDArray[np.uint8], spacing_mm: TripleMm, *, intent: str = "none") -> str:
-    header = nifti_header(array.shape, spacing_mm)
-    header.set_intent(intent)
-    block = header.binaryblock + bytes(4)
+def _nifti_gz(array: npt.NDArray[np.uint8], spacing_mm: TripleMm) -> str:
+    block = nifti_header(array.shape, spacing_mm).binaryblock + bytes(4)
     return _base64(gzip.compress(block + array.tobytes(), compresslevel=6, mtime=0))
 
 

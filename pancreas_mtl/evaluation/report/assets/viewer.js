@@ -11,6 +11,7 @@ const viewer = (() => {
     prediction: { R: [0, 255, 255], G: [0, 176, 77], B: [0, 0, 109], A: [0, 255, 255] },
     reference: { R: [0, 64, 74], G: [0, 169, 222], B: [0, 255, 128], A: [0, 255, 255] },
   };
+  const HEADER_BYTES = 352;
   const OVERLAYS = ["attention", "prediction", "reference"]; // in the order of drawing
   let nv = null; // NiiVue, once started
   let starting = null; // its start, so that two quick openings share one
@@ -51,6 +52,22 @@ const viewer = (() => {
     return nifti.buffer;
   }
 
+  // Keep of a mask what borders, within its axial slice, on another label: outlines that stay thin
+  // however thick the slices are. The pancreas has no outline towards the lesion within it.
+  function outlines(nifti) {
+    const [width, height] = new Int16Array(nifti.buffer, 42, 2);
+    const [mask, edges] = [nifti.subarray(HEADER_BYTES), nifti.slice()];
+    for (let i = 0; i < mask.length; i++) {
+      const [x, y] = [i % width, Math.floor(i / width) % height];
+      const inside = (neighbour) => mask[neighbour] >= mask[i];
+      const isInner =
+        (x === 0 || inside(i - 1)) && (x === width - 1 || inside(i + 1)) &&
+        (y === 0 || inside(i - width)) && (y === height - 1 || inside(i + width));
+      if (isInner) edges[HEADER_BYTES + i] = 0;
+    }
+    return edges;
+  }
+
   // NiiVue
 
   async function start() {
@@ -73,6 +90,7 @@ const viewer = (() => {
       logLevel: "error",
       multiplanarLayout: niivue.MULTIPLANAR_TYPE.GRID,
       multiplanarShowRender: niivue.SHOW_RENDER.ALWAYS,
+      sagittalNoseLeft: true,
       show3Dcrosshair: false,
       viewModeHotKey: "",
       clipPlaneHotKey: "",
@@ -97,11 +115,18 @@ const viewer = (() => {
     for (const name of OVERLAYS) {
       const element = block(ids[name]);
       if (!element) continue;
-      const { buffer } = await gunzip(bytes(element.textContent));
-      const image = await volume(name, buffer, name === "attention" ? "inferno" : "gray");
-      if (name === "attention") [image.cal_min, image.cal_max] = [16, 255];
-      else image.setColormapLabel(LABELS[name]);
-      volumes.push(image);
+      const nifti = await gunzip(bytes(element.textContent));
+      if (name === "attention") {
+        volumes.push(await volume(name, nifti.buffer, "inferno"));
+        [volumes.at(-1).cal_min, volumes.at(-1).cal_max] = [16, 255];
+        continue;
+      }
+      for (const [layer, voxels] of [["fill", nifti], ["outline", outlines(nifti)]]) {
+        const image = await volume(name, voxels.buffer, "gray");
+        image.setColormapLabel(LABELS[name]);
+        image.isOutline = layer === "outline";
+        volumes.push(image);
+      }
     }
     if (!isCurrent()) return;
     loaded = volumes;
@@ -120,9 +145,8 @@ const viewer = (() => {
       : { prediction: fill, reference: fill / 4, attention: Math.max(fill, 0.2) };
     [ct.cal_min, ct.cal_max] = range();
     ct.opacity = in3d ? 0 : 1;
-    nv.opts.atlasOutline = in3d ? 0 : 1; // masks have outlines of this strength
-    const visible = overlays.filter((image) => shown(image.id));
-    for (const image of visible) image.opacity = strength[image.id];
+    const visible = overlays.filter((image) => shown(image.id) && !(in3d && image.isOutline));
+    for (const image of visible) image.opacity = image.isOutline ? 1 : strength[image.id];
     nv.opts.sliceType = niivue.SLICE_TYPE[chosen("view")];
     nv.volumes = [ct, ...visible];
     nv.setVolume(ct, 0);
@@ -205,6 +229,7 @@ const viewer = (() => {
 
   part("previous").addEventListener("click", () => step(-1));
   part("next").addEventListener("click", () => step(1));
+  part("close").addEventListener("click", () => dialog.close());
   dialog.addEventListener("close", () => history.replaceState(null, "", location.pathname));
   dialog.addEventListener("input", paint);
   dialog.addEventListener("keydown", (event) => {
