@@ -1,6 +1,8 @@
-"""The HTML report: `runs` reads, `charts` and `tables` show, `volumes` packs, `page` writes.
+"""The HTML report of runs.
 
-`svg` lends the charts the page's colours; `templates/` and `assets/` hold the page itself.
+`runs` reads what is there and `about` says what it is; `tables`, `charts`, `score_charts` and
+`cases` show it; `volumes` packs CTs, masks and pictures; `page` writes the page from `templates/`
+and `assets/`. `svg` lends the charts the page's colours.
 """
 
 from pancreas_mtl.evaluation.report.page import write_report

@@ -17,12 +17,10 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-INK, MUTED, GRID, SURFACE = "#0a0001", "#0a0002", "#0a0003", "#0a0004"
+INK, MUTED, GRID = "#0a0001", "#0a0002", "#0a0003"
 RUNS = tuple(f"#0a001{i}" for i in range(6))
-SUBTYPES = tuple(f"#0a002{i}" for i in range(3))
-_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", SURFACE: "surface"}
+_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid"}
 _VARIABLES |= {colour: f"run-{i}" for i, colour in enumerate(RUNS)}
-_VARIABLES |= {colour: f"subtype-{i}" for i, colour in enumerate(SUBTYPES)}
 
 WIDTH_IN = 4.6  # narrow, so that the text stays readable on a phone
 STYLE: dict[str, Any] = {
