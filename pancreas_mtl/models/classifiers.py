@@ -187,6 +187,26 @@ class LesionHead(SubtypeHead):
         return probabilities[:, Label.LESION, None]
 
 
+class NoHead(nn.Module):
+    """No subtype, as in a network from elsewhere that only segments; its evidence is empty, F = 0.
+
+    It cannot be trained, so `HEADS` leaves it out.
+    """
+
+    def gather(self, features: Sequence[Tensor], probabilities: Tensor) -> Evidence:
+        """Nothing, (B, 0)."""
+        nothing = probabilities.new_zeros(probabilities.shape[0], 0)
+        return Evidence(nothing, nothing)
+
+    def forward(self, evidence: Evidence) -> Tensor:
+        """Logits (B, S) of zero, which prefer no subtype."""
+        return evidence.sums.new_zeros(evidence.sums.shape[0], NUM_SUBTYPES)
+
+    def attention(self, features: Sequence[Tensor], probabilities: Tensor) -> Tensor:
+        """It looks nowhere: zeros, (B, 1, D, H, W)."""
+        return torch.zeros_like(probabilities[:, :1])
+
+
 HEADS: dict[str, type[GapHead] | type[AttentionHead] | type[LesionHead]] = {
     "gap": GapHead,
     "attention": AttentionHead,

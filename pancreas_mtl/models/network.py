@@ -17,7 +17,7 @@ from monai.networks.nets import DynUNet
 from torch import Tensor, nn
 
 from pancreas_mtl.errors import UsageError
-from pancreas_mtl.models.classifiers import HEADS, SubtypeHead
+from pancreas_mtl.models.classifiers import HEADS, NoHead, SubtypeHead
 from pancreas_mtl.types import NUM_LABELS, UNKNOWN, Evidence, MultitaskOutput, Plan, Triple
 
 
@@ -25,7 +25,8 @@ from pancreas_mtl.types import NUM_LABELS, UNKNOWN, Evidence, MultitaskOutput, P
 class NetworkConfig:
     """What a bundle must know, beside its plan, to build the network again.
 
-    `head` is a name in `classifiers.HEADS`; `stages`, `hidden` and `dropout` are the head's.
+    `head` is a name in `classifiers.HEADS`, or `none` in a network that only segments; `stages`,
+    `hidden` and `dropout` are the head's.
     `detach_head` keeps the subtype's gradient out of the shared encoder.
     """
 
@@ -70,6 +71,11 @@ class MultitaskUNet(nn.Module):
         )  # finest first
         self.subtype_head = build_head(plan, config)
         self.detach_head = config.detach_head
+
+    @property
+    def has_subtype(self) -> bool:
+        """Whether it has a subtype head; without one, evidence is empty and logits are zero."""
+        return not isinstance(self.subtype_head, NoHead)
 
     def forward(self, image: Tensor, guide: Tensor | None = None) -> MultitaskOutput:
         """Logits of the mask at every decoder level, and of the subtype from this window alone.
@@ -129,8 +135,10 @@ class MultitaskUNet(nn.Module):
         return logits
 
 
-def build_head(plan: Plan, config: NetworkConfig) -> SubtypeHead:
+def build_head(plan: Plan, config: NetworkConfig) -> SubtypeHead | NoHead:
     """The head that `config` names, fitted to the plan's stages."""
+    if config.head == "none":
+        return NoHead()
     if config.head not in HEADS:
         raise UsageError(f"model.head={config.head}: choose one of {', '.join(HEADS)}")
     depth = len(plan.channels)

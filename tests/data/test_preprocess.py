@@ -21,9 +21,7 @@ def case(tmp_path, write_nifti) -> Case:
 
 
 def test_at_the_plans_spacing_nothing_is_resampled(case, plan, tmp_path):
-    entry = preprocess_case(
-        case, plan=_with_spacing(plan, (4.0, 2.0, 1.5)), cache_dir=tmp_path
-    )
+    entry = preprocess_case(case, plan=_with_spacing(plan, (4.0, 2.0, 1.5)), cache_dir=tmp_path)
     array = entry.open()
     assert array.shape == (2, 6, 10, 12)
     assert entry.lesion_vox == 8

@@ -101,3 +101,12 @@ def test_guide_replaces_the_predicted_mask_patch_by_patch(network, image):
     torch.testing.assert_close(free.evidence.sums[1], guided.evidence.sums[1])
     lesion_vox = guided.evidence.weights[0, 0]
     torch.testing.assert_close(lesion_vox, torch.tensor(3.0 * 5 * 5))
+
+
+def test_without_a_head_there_is_a_mask_alone(plan, image):
+    network = MultitaskUNet(plan, NetworkConfig(head="none")).eval()
+    output = network(image)
+    assert not network.has_subtype
+    assert output.evidence.sums.shape == (2, 0)
+    assert not output.subtype.any()
+    assert MultitaskUNet(plan, NetworkConfig(stages=(0,))).has_subtype
