@@ -78,7 +78,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_quiz(tmp_path_factory) -> Path:
-    """A dataset in the quiz layout: 10 training, 3 validation and 3 test phantoms, small and easy."""
+    """A quiz dataset of small easy phantoms: 10 to train, 3 to validate, 3 to test."""
     root = tmp_path_factory.mktemp("quiz") / "data"
     write_dataset(root, num_train=10, num_validation=3, num_test=3, seed=1, size="small")
     return root

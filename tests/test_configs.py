@@ -94,10 +94,10 @@ def test_trainers_leave_the_precision_free(trainer):
 
 def test_an_impossible_trainer_is_one_line(tmp_path):
     config = composed("trainer.precision=7-mixed", f"output_dir={tmp_path}")
-    with pytest.raises(UsageError, match="trainer: .*7-mixed"):
+    with pytest.raises(UsageError, match=r"trainer: .*7-mixed"):
         build.trainer(config, tmp_path)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("*.yaml")))
 def test_every_command_composes(name):
-    assert "hydra" in composed(name=name, *([] if name != "audit" else ["data=quiz"]))
+    assert "hydra" in composed(*(["data=quiz"] if name == "audit" else []), name=name)

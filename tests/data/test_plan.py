@@ -86,7 +86,7 @@ def test_patch_that_the_strides_do_not_divide_is_refused():
 
 
 def test_too_little_memory_is_refused():
-    with pytest.raises(UsageError, match="plan.memory_gb=0.001"):
+    with pytest.raises(UsageError, match=r"plan\.memory_gb=0\.001"):
         make_plan(quiz_fingerprint(), PlanConfig(memory_gb=0.001))
 
 

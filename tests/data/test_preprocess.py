@@ -78,7 +78,7 @@ def test_mask_of_another_shape_is_named(case, plan, tmp_path, write_nifti):
 
 def test_order_of_the_cases_is_kept_and_one_bad_case_is_reported(case, plan, tmp_path):
     cases = [case, Case("b", case.image, None), Case("c", tmp_path / "absent.nii.gz")]
-    with pytest.raises(CaseError, match="absent.nii.gz"):
+    with pytest.raises(CaseError, match=r"absent\.nii\.gz"):
         preprocess(cases, plan, tmp_path / "cache", workers=1)
     entries = preprocess(cases[1::-1], plan, tmp_path / "cache", workers=1)
     assert [entry.name for entry in entries] == ["b", "a"]

@@ -87,7 +87,7 @@ def test_another_version_is_refused(bundle):
 def test_weights_of_another_network_are_refused(bundle):
     raw = json.loads((bundle / "plan.json").read_text())
     (bundle / "plan.json").write_text(json.dumps(raw | {"channels": [4, 8, 16]}))
-    with pytest.raises(UsageError, match="does not fit plan.json"):
+    with pytest.raises(UsageError, match=r"does not fit plan\.json"):
         load_bundle(bundle)
 
 

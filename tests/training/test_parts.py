@@ -55,7 +55,7 @@ def test_history_has_a_row_per_epoch_and_goes_on_after_a_resume(tmp_path):
     resumed.on_train_epoch_end(trainer(1, {"train/loss": 0.9, "val/score": 0.6}), None)
     with (tmp_path / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0])[0] == "epoch"
+    assert next(iter(rows[0])) == "epoch"
     assert [row["epoch"] for row in rows] == ["0", "1"]
     assert [row["train/loss"] for row in rows] == ["2", "0.9"]
     assert [row["val/score"] for row in rows] == ["", "0.6"]
