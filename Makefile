@@ -7,7 +7,7 @@ EXTRAS := dev,openvino,onnx,dicom,sweep,slurm,tensorboard
 DEMO   := outputs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint types format gpu-check bench clean
+.PHONY: help setup demo test test-fast lint types format gpu-check bench bench-accuracy clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1|/' | \
@@ -60,6 +60,9 @@ gpu-check: $(STAMP)  ## the tests that need a CUDA device
 
 bench: $(STAMP)  ## paired timings of the parts, with a check of their results
 	$(BIN)/python -m pancreas_mtl.benchmark
+
+bench-accuracy: $(STAMP)  ## subtype heads on hard phantoms, three seeds each: hours on 2 cores
+	$(BIN)/python -m pancreas_mtl.bench_accuracy
 
 clean:  ## remove caches and outputs, but not .venv
 	rm -rf outputs multirun build .pytest_cache .mypy_cache .ruff_cache

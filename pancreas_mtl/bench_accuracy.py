@@ -1,0 +1,46 @@
+"""Compare training configurations on phantoms that took no part in training.
+
+python -m pancreas_mtl.bench_accuracy comparison=heads seeds=[0,1,2]
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from pancreas_mtl.command import command
+from pancreas_mtl.data.phantom import write_dataset
+from pancreas_mtl.data.pool import default_workers
+from pancreas_mtl.errors import CaseError
+from pancreas_mtl.evaluation.trial_table import read_outcomes, render_markdown, summarise, write_csv
+from pancreas_mtl.evaluation.trials import Laboratory, list_trials, run_trials
+from pancreas_mtl.phantom import BYTES_PER_CASE
+
+
+@command("bench_accuracy")
+def main(config: DictConfig) -> None:
+    """Make the phantoms, run what is not done yet, write the table of what is."""
+    options: Any = OmegaConf.to_container(config, resolve=True)
+    output_dir = Path(options["output_dir"]).absolute()
+    trials = list_trials(
+        options["configurations"], options["seeds"], options["training"], only=options["only"]
+    )
+    workers = default_workers(BYTES_PER_CASE)
+    write_dataset(output_dir / "data", **options["phantoms"], num_validation=0, workers=workers)
+    laboratory = Laboratory(output_dir, threads=options["threads"])
+    failures = run_trials(trials, laboratory, jobs=options["jobs"])
+
+    outcomes = read_outcomes(trials, laboratory)
+    lines = summarise(outcomes, resamples=options["bootstrap_resamples"])
+    table = output_dir / f"{options['comparison']}.md"
+    write_csv(lines, table.with_suffix(".csv"))
+    table.write_text(render_markdown(lines, outcomes, title=options["comparison"]))
+    print(f"{table.read_text()}\n{table}")
+    if failures:
+        raise CaseError(f"{len(failures)} of {len(trials)} trials failed, the first: {failures[0]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""Trials: one configuration, one seed; trained, predicted and evaluated by the commands themselves.
+
+Each trial has a folder of its own, named by its configuration and seed:
+
+    <output_dir>/data/  cache/
+    <output_dir>/trials/<configuration>/seed<S>/{run,predictions,evaluation,trial.json,log.txt}
+
+A step whose product is there is done; a training that was interrupted goes on at its checkpoint. A
+trial is locked while it runs, so several processes can work on the same folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from pancreas_mtl.errors import UsageError
+
+log = logging.getLogger(__name__)
+ROOT = Path(__file__).resolve().parents[2]  # where train.py and predict.py lie
+LIBRARIES = ("OMP", "OPENBLAS", "MKL")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One configuration with one seed; `overrides` are what `train.py` is given."""
+
+    configuration: str
+    seed: int
+    overrides: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """As in messages."""
+        return f"{self.configuration}/seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """The folder of all trials, and the threads that each may use."""
+
+    output_dir: Path
+    threads: int = 1
+
+    def folder(self, trial: Trial) -> Path:
+        """Where a trial lies."""
+        return self.output_dir / "trials" / trial.name
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command, done when its product exists."""
+
+    name: str
+    arguments: tuple[str, ...]
+    product: Path
+
+
+def list_trials(
+    configurations: Mapping[str, Sequence[str]],
+    seeds: Sequence[int],
+    shared: Sequence[str],
+    *,
+    only: Sequence[str] | None = None,
+) -> list[Trial]:
+    """Every configuration with every seed, seed by seed, so that a partial table is fair.
+
+    Args:
+        configurations: overrides by name.
+        seeds: of the trainings.
+        shared: overrides that come first in all configurations.
+        only: the names that are wanted; None for all.
+
+    Raises:
+        UsageError: a name in `only` that does not exist, or no seed.
+    """
+    for name in only or ():
+        if name not in configurations:
+            raise UsageError(f"only={name}: choose from {', '.join(configurations)}")
+    if not seeds:
+        raise UsageError("seeds=[]: give at least one")
+    return [
+        Trial(name, seed, (*shared, *overrides))
+        for seed in seeds
+        for name, overrides in configurations.items()
+        if only is None or name in only
+    ]
+
+
+def run_trials(trials: Sequence[Trial], laboratory: Laboratory, *, jobs: int) -> list[str]:
+    """Run what is not done yet, `jobs` at once; one line per trial that failed.
+
+    Raises:
+        UsageError: a trial's folder holds one with other overrides.
+    """
+    for trial in trials:
+        _claim(trial, laboratory.folder(trial))
+    with ThreadPoolExecutor(max(1, jobs)) as pool:
+        outcomes = list(pool.map(lambda trial: _run(trial, laboratory), trials))
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+def steps(trial: Trial, laboratory: Laboratory) -> list[Step]:
+    """The commands of a trial, in order, as one would type them."""
+    data, folder = laboratory.output_dir / "data", laboratory.folder(trial)
+    run, predictions, evaluation = (folder / n for n in ("run", "predictions", "evaluation"))
+    train = (
+        "train.py",
+        "data=quiz",
+        f"data.root={data}",
+        f"paths.cache={laboratory.output_dir / 'cache'}",
+        "audit=false",
+        *trial.overrides,
+        f"seed={trial.seed}",
+        f"output_dir={run}",
+        "resume=true",
+    )
+    predict = (
+        "predict.py",
+        f"model={run / 'bundle'}",
+        f"input={data / 'test'}",
+        f"output_dir={predictions}",
+    )
+    evaluate = (
+        "-m",
+        "pancreas_mtl.evaluate",
+        f"predictions={predictions}",
+        f"references={data / 'references'}",
+        f"output_dir={evaluation}",
+        f"workers={laboratory.threads}",
+    )
+    return [
+        Step("train", train, run / "report.html"),
+        Step("predict", predict, predictions / "run.json"),
+        Step("evaluate", evaluate, evaluation / "metrics.json"),
+    ]
+
+
+def seconds(trial: Trial, laboratory: Laboratory) -> dict[str, float]:
+    """How long each step took, all attempts together."""
+    path = laboratory.folder(trial) / "seconds.jsonl"
+    total: dict[str, float] = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        name, took = json.loads(line)
+        total[name] = total.get(name, 0.0) + took
+    return total
+
+
+def _claim(trial: Trial, folder: Path) -> None:
+    """Say in the folder what it holds; refuse one that holds something else."""
+    path = folder / "trial.json"
+    wanted = {"seed": trial.seed, "overrides": list(trial.overrides)}
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(wanted, indent=1) + "\n")
+    elif json.loads(path.read_text()) != wanted:
+        raise UsageError(
+            f"{folder} holds a trial with other overrides (see trial.json): remove it, give the "
+            "configuration another name, or give another output_dir"
+        )
+
+
+def _run(trial: Trial, laboratory: Laboratory) -> str | None:
+    """Run the steps that are missing; what went wrong, None if nothing did."""
+    folder = laboratory.folder(trial)
+    with _lock(folder) as lock:
+        if lock is None:
+            log.info("%s: another process works on it", trial.name)
+            return None
+        for step in steps(trial, laboratory):
+            if step.product.exists():
+                continue
+            log.info("%s: %s", trial.name, step.name)
+            start_s = time.perf_counter()
+            code = _call(step, folder, laboratory.threads, lock)
+            took = round(time.perf_counter() - start_s, 1)
+            with (folder / "seconds.jsonl").open("a") as file:
+                file.write(json.dumps([step.name, took]) + "\n")
+            if code:
+                return (
+                    f"{trial.name}: {step.name} ended with exit code {code}; see {folder}/log.txt"
+                )
+    return None
+
+
+def _call(step: Step, folder: Path, threads: int, lock: IO[str]) -> int:
+    """Run one command; it holds the lock too, in case that it outlives this process."""
+    environment = os.environ | {f"{library}_NUM_THREADS": str(threads) for library in LIBRARIES}
+    with (folder / "log.txt").open("a") as output:
+        return subprocess.run(
+            [sys.executable, *step.arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=[lock.fileno()],
+            check=False,
+        ).returncode
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[IO[str] | None]:
+    """The folder's lock, or None while another process holds it."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+        else:
+            yield file

@@ -1,0 +1,100 @@
+import json
+
+import pytest
+
+from pancreas_mtl.errors import UsageError
+from pancreas_mtl.evaluation import trials as module
+from pancreas_mtl.evaluation.trials import (
+    Laboratory,
+    Step,
+    list_trials,
+    run_trials,
+    seconds,
+    steps,
+)
+
+COUNT = """
+import pathlib, sys
+path = pathlib.Path(sys.argv[1])
+path.write_text((path.read_text() if path.exists() else "") + "x")
+"""
+
+
+@pytest.fixture
+def counting(monkeypatch):
+    """Steps that count how often they run; the trial named `bad` fails at its second."""
+
+    def fake(trial, laboratory):
+        folder = laboratory.folder(trial)
+        second = "raise SystemExit(3)" if trial.configuration == "bad" else COUNT
+        return [
+            Step("train", ("-c", COUNT, str(folder / "a")), folder / "a"),
+            Step("predict", ("-c", second, str(folder / "b")), folder / "b"),
+        ]
+
+    monkeypatch.setattr(module, "steps", fake)
+
+
+def test_seed_by_seed_with_what_is_shared_first():
+    found = list_trials({"a": ["x=1"], "b": []}, [0, 1], ["y=2"])
+    assert [trial.name for trial in found] == ["a/seed0", "b/seed0", "a/seed1", "b/seed1"]
+    assert found[0].overrides == ("y=2", "x=1")
+    assert [t.name for t in list_trials({"a": [], "b": []}, [5], [], only=["b"])] == ["b/seed5"]
+
+
+def test_unknown_names_and_no_seeds_are_refused():
+    with pytest.raises(UsageError, match="only=c: choose from a, b"):
+        list_trials({"a": [], "b": []}, [0], [], only=["c"])
+    with pytest.raises(UsageError, match="seeds"):
+        list_trials({"a": []}, [], [])
+
+
+def test_the_test_cases_are_predicted_after_training_with_its_bundle(tmp_path):
+    (trial,) = list_trials({"a": ["head=gap"]}, [3], ["plan=small"])
+    train, predict, evaluate = steps(trial, Laboratory(tmp_path))
+    assert train.arguments[0] == "train.py"
+    assert {"plan=small", "head=gap", "seed=3", "resume=true"} <= set(train.arguments)
+    assert f"model={tmp_path}/trials/a/seed3/run/bundle" in predict.arguments
+    assert f"input={tmp_path}/data/test" in predict.arguments
+    assert f"references={tmp_path}/data/references" in evaluate.arguments
+
+
+def test_what_is_done_is_not_done_again(counting, tmp_path):
+    laboratory = Laboratory(tmp_path)
+    trials = list_trials({"good": [], "bad": []}, [0], [])
+    for _ in range(2):
+        failures = run_trials(trials, laboratory, jobs=2)
+        assert len(failures) == 1
+        assert failures[0].startswith("bad/seed0: predict ended with exit code 3")
+    good, bad = map(laboratory.folder, trials)
+    assert [(good / name).read_text() for name in "ab"] == ["x", "x"]
+    assert (bad / "a").read_text() == "x"
+    assert seconds(trials[0], laboratory).keys() == {"train", "predict"}
+
+
+def test_other_overrides_are_refused(counting, tmp_path):
+    run_trials(list_trials({"a": ["x=1"]}, [0], []), Laboratory(tmp_path), jobs=1)
+    with pytest.raises(UsageError, match="other overrides"):
+        run_trials(list_trials({"a": ["x=2"]}, [0], []), Laboratory(tmp_path), jobs=1)
+    assert json.loads((tmp_path / "trials/a/seed0/trial.json").read_text())["overrides"] == ["x=1"]
+
+
+def test_a_trial_that_another_process_works_on_is_left_to_it(counting, tmp_path):
+    (trial,) = list_trials({"a": []}, [0], [])
+    folder = tmp_path / "trials" / trial.name
+    folder.mkdir(parents=True)
+    with module._lock(folder) as lock:
+        assert lock is not None
+        assert run_trials([trial], Laboratory(tmp_path), jobs=1) == []
+        assert not (folder / "a").exists()
+    run_trials([trial], Laboratory(tmp_path), jobs=1)
+    assert (folder / "a").exists()
+
+
+def test_a_trial_gets_its_share_of_threads(monkeypatch, tmp_path):
+    program = "import os; open('t', 'w').write(os.environ['OMP_NUM_THREADS'])"
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    step = Step("train", ("-c", program), tmp_path / "t")
+    monkeypatch.setattr(module, "steps", lambda trial, laboratory: [step])
+    run_trials(list_trials({"a": []}, [0], []), Laboratory(tmp_path, threads=3), jobs=1)
+    assert (tmp_path / "t").read_text() == "3"
