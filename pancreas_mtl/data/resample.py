@@ -82,14 +82,16 @@ def resample(array: npt.NDArray[np.floating], shape: Triple, *, orders: Triple) 
 
     The values stay within the input's range, as in `skimage.transform.resize(clip=True)`.
     """
+    sizes = array.shape[-3:]
     out = np.ascontiguousarray(array, dtype=np.float32)
+    del array  # a temporary of the caller's then goes as soon as the first axis is done
     low, high = out.min(), out.max()
-    shrink_first = sorted(range(3), key=lambda axis: shape[axis] / array.shape[axis - 3])
+    shrink_first = sorted(range(3), key=lambda axis: shape[axis] / sizes[axis])
     for axis in shrink_first:
-        matrix = interpolation_matrix(array.shape[axis - 3], shape[axis], orders[axis])
+        matrix = interpolation_matrix(sizes[axis], shape[axis], orders[axis])
         out = apply_matrix(matrix, out, axis - 3)
-    if max(orders) > 1:
-        out = np.clip(out, low, high)
+    if max(orders) > 1 and tuple(shape) != tuple(sizes):
+        np.clip(out, low, high, out=out)
     return out
 
 

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from pancreas_mtl.data.nifti import atomic_path
+from pancreas_mtl.data.files import atomic_path
 from pancreas_mtl.types import FloatArray, Label, LabelArray, Triple, TripleMm
 
 WINDOW_HU = (-160.0, 240.0)  # the usual soft-tissue window: level 40, width 400

@@ -105,7 +105,7 @@ class _Job:
         self.error: str | None = None
         self.volume: Volume | None = None
         self.images: list[FloatArray] = []
-        self.inferred: list[Inferred] | None = None
+        self.inferred: Inferred | None = None
         self.prediction: CasePrediction | None = None
 
     def prepare(self, predictor: Predictor) -> None:
@@ -113,14 +113,13 @@ class _Job:
         self.images = self._stage("prepare", lambda: predictor.prepare(_given(self.volume))) or []
 
     def infer(self, predictor: Predictor) -> None:
-        self.inferred = self._stage("network", lambda: predictor.infer(self.images))
+        volume = self.volume
+        self.inferred = self._stage("network", lambda: predictor.infer(_given(volume), self.images))
         self.images = []
 
     def finish(self, predictor: Predictor, output_dir: Path, after_case: AfterCase | None) -> None:
-        volume, inferred = self.volume, self.inferred
-        self.prediction = self._stage(
-            "finish", lambda: predictor.finish(_given(volume), _given(inferred))
-        )
+        inferred = self.inferred
+        self.prediction = self._stage("finish", lambda: predictor.finish(_given(inferred)))
         self._stage("write", lambda: self._write(output_dir, after_case))
         self.volume = self.inferred = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,17 +15,24 @@ from pancreas_mtl.types import FloatArray, Label, LabelArray, Triple
 SLAB = 16  # slices of the source's grid that are held as floats at once
 
 
-def labels_at(
-    scores: Sequence[FloatArray], shape: Triple, *, orders: Sequence[Triple]
-) -> LabelArray:
+class Scores(Protocol):
+    """Scores `(C, d, h, w)` of one model: logits of a single one, probabilities of several."""
+
+    shape: tuple[int, ...]
+
+    def planes(self, low: int, high: int) -> FloatArray:
+        """Those of the planes `low` to `high` along d; `low` never goes back."""
+
+
+def labels_at(scores: Sequence[Scores], shape: Triple, *, orders: Sequence[Triple]) -> LabelArray:
     """Interpolate scores to the source's grid and take the label with the largest sum.
 
-    Goes slab by slab, so that the scores never exist in the source's grid as a whole.
+    Goes slab by slab from the first slice on, so that the scores never exist as a whole.
 
     Args:
-        scores: one `(C, d, h, w)` per model; logits of a single one, probabilities of several.
+        scores: one per model.
         shape: `(D, H, W)` of the source.
-        orders: spline order per axis and model.
+        orders: spline order per axis and model, 0 or 1.
     """
     labels = np.empty(shape, dtype=np.uint8)
     for start in range(0, shape[0], SLAB):
@@ -39,12 +47,13 @@ def labels_at(
 
 
 def _interpolate_slab(
-    scores: FloatArray, shape: Triple, orders: Triple, start: int, stop: int
+    scores: Scores, shape: Triple, orders: Triple, start: int, stop: int
 ) -> FloatArray:
     rows = interpolation_matrix(scores.shape[1], shape[0], orders[0])[start:stop]
     used = np.flatnonzero(rows.any(axis=0))
-    low, high = used[0], used[-1] + 1
-    slab = apply_matrix(np.ascontiguousarray(rows[:, low:high]), scores[:, low:high], axis=1)
+    low, high = int(used[0]), int(used[-1]) + 1
+    planes = np.ascontiguousarray(scores.planes(low, high))
+    slab = apply_matrix(np.ascontiguousarray(rows[:, low:high]), planes, axis=1)
     for axis in (2, 3):
         matrix = interpolation_matrix(scores.shape[axis], shape[axis - 1], orders[axis - 1])
         slab = apply_matrix(matrix, slab, axis=axis)
@@ -77,15 +86,22 @@ def largest_component(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     return kept
 
 
-def mean_entropy(probabilities: FloatArray) -> float:
-    """Mean entropy in nats over the voxels predicted as pancreas or lesion; 0 if there are none.
+class MeanEntropy:
+    """Mean entropy in nats over the voxels predicted as pancreas or lesion; 0 if there are none."""
 
-    `probabilities` is `(C, d, h, w)`.
-    """
-    inside = probabilities[:, probabilities.argmax(axis=0) > 0]
-    if inside.size == 0:
-        return 0.0
-    return float(-(inside * np.log(np.maximum(inside, 1e-12))).sum(axis=0).mean())
+    def __init__(self) -> None:
+        self.sum, self.count = 0.0, 0
+
+    def add(self, probabilities: FloatArray) -> None:
+        """Take in more voxels, `(C, ...)`."""
+        inside = probabilities[:, probabilities.argmax(axis=0) > 0]
+        self.sum -= float((inside * np.log(np.maximum(inside, 1e-12))).sum(dtype=np.float64))
+        self.count += inside.shape[1]
+
+    @property
+    def value(self) -> float:
+        """Of all voxels so far."""
+        return self.sum / max(self.count, 1)
 
 
 def with_temperature(probabilities: FloatArray, temperature: float) -> FloatArray:

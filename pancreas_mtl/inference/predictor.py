@@ -1,7 +1,8 @@
 """From HU in the source's grid to labels in the same grid and a subtype.
 
 Three stages, so that a pipeline can overlap them: `prepare` (normalise, resample), `infer` (the
-network), `finish` (back to the source's grid, clean-up). Calling the predictor does all three.
+network, window by window, and back to the source's grid, slab by slab), `finish` (clean-up).
+Calling the predictor does all three.
 """
 
 from __future__ import annotations
@@ -21,14 +22,21 @@ from pancreas_mtl.errors import CaseError
 from pancreas_mtl.inference.bundle import Bundle, load_bundle
 from pancreas_mtl.inference.engines import Precision, TorchEngine
 from pancreas_mtl.inference.postprocess import (
+    MeanEntropy,
     clean_up,
     labels_at,
-    mean_entropy,
     with_temperature,
 )
-from pancreas_mtl.inference.windows import MIRROR_AXES, predict_windows
+from pancreas_mtl.inference.windows import MIRROR_AXES, WindowScores
 from pancreas_mtl.models.network import reductions
-from pancreas_mtl.types import CasePrediction, FloatArray, SourceGrid, TripleMm, Volume
+from pancreas_mtl.types import (
+    CasePrediction,
+    FloatArray,
+    LabelArray,
+    SourceGrid,
+    TripleMm,
+    Volume,
+)
 
 PresetName = Literal["accurate", "fast"]
 
@@ -48,11 +56,32 @@ PRESETS: dict[str, Preset] = {"accurate": Preset(), "fast": Preset(mirror_axes=(
 
 
 class Inferred(NamedTuple):
-    """One model's answer at its plan's spacing."""
+    """What the models found together, before the clean-up."""
 
-    scores: FloatArray  # (C, d, h, w): logits of a single model, probabilities in an ensemble
-    probabilities: FloatArray  # (S,)
-    entropy: float
+    labels: LabelArray  # (D, H, W), in the source's grid
+    subtype_probabilities: FloatArray  # (S,), the mean of the models'
+    mask_entropy: float  # likewise
+
+
+class ModelScores:
+    """One model's scores at its plan's spacing, and their entropy, plane by plane."""
+
+    def __init__(self, windows: WindowScores, *, as_probabilities: bool) -> None:
+        self.windows = windows
+        self.shape = windows.shape
+        self.entropy = MeanEntropy()
+        self._as_probabilities = as_probabilities
+        self._seen = 0  # planes whose entropy is counted
+
+    def planes(self, low: int, high: int) -> FloatArray:
+        """Logits, or probabilities, (C, high - low, h, w) on the CPU."""
+        first = min(low, self._seen)
+        logits = self.windows.planes(first, high)
+        probabilities = logits.softmax(dim=0).cpu().numpy()
+        self.entropy.add(probabilities[:, self._seen - first :])
+        self._seen = max(self._seen, high)
+        scores = probabilities if self._as_probabilities else logits.cpu().numpy()
+        return scores[:, low - first :]
 
 
 class Predictor:
@@ -115,7 +144,7 @@ class Predictor:
 
     def predict(self, volume: Volume) -> CasePrediction:
         """All three stages on one volume."""
-        return self.finish(volume, self.infer(self.prepare(volume)))
+        return self.finish(self.infer(volume, self.prepare(volume)))
 
     def prepare(self, volume: Volume) -> list[FloatArray]:
         """The image as each model wants it; equal plans share one."""
@@ -126,44 +155,44 @@ class Predictor:
                 prepared[key] = prepare_image(volume, *key)
         return [prepared[(b.plan.intensity, b.plan.spacing_mm)] for b in self.bundles]
 
-    def infer(self, images: Sequence[FloatArray]) -> list[Inferred]:
-        """Run every model on its image."""
-        return [self._infer_one(model, image) for model, image in enumerate(images)]
-
-    def finish(self, volume: Volume, inferred: Sequence[Inferred]) -> CasePrediction:
-        """Labels in the source's grid, and the mean of the models' subtype probabilities."""
+    def infer(self, volume: Volume, images: Sequence[FloatArray]) -> Inferred:
+        """Run every model on its image, and bring their answers together in the source's grid."""
         d, h, w = volume.array.shape
         orders = [
             spline_orders(bundle.plan.spacing_mm, volume.spacing_mm, order=1)
             for bundle in self.bundles
         ]
-        labels = labels_at([one.scores for one in inferred], (d, h, w), orders=orders)
+        with torch.inference_mode():
+            scores = [self._scores(model, image) for model, image in enumerate(images)]
+            labels = labels_at(scores, (d, h, w), orders=orders)
+            subtypes = [self._subtype(model, one) for model, one in enumerate(scores)]
+        entropies = [one.entropy.value for one in scores]
+        return Inferred(labels, np.mean(subtypes, axis=0), float(np.mean(entropies)))
+
+    def finish(self, inferred: Inferred) -> CasePrediction:
+        """Clean the labels up as the bundles' calibrations ask, where all of them do."""
         votes = [bundle.calibration for bundle in self.bundles]
         labels = clean_up(
-            labels,
+            inferred.labels,
             largest_pancreas=all(one.largest_pancreas for one in votes),
             largest_lesion=all(one.largest_lesion for one in votes),
         )
-        return CasePrediction(
-            labels=labels,
-            subtype_probabilities=np.mean([one.probabilities for one in inferred], axis=0),
-            mask_entropy=float(np.mean([one.entropy for one in inferred])),
-        )
+        return CasePrediction(labels, inferred.subtype_probabilities, inferred.mask_entropy)
 
-    def _infer_one(self, model: int, image: FloatArray) -> Inferred:
+    def _scores(self, model: int, image: FloatArray) -> ModelScores:
         bundle, engine = self.bundles[model], self.engines[model]
-        with torch.inference_mode():
-            whole = predict_windows(
-                engine,
-                torch.from_numpy(image).to(engine.device),
-                patch_size=bundle.plan.patch_size,
-                divisor=reductions(bundle.plan.strides)[-1],
-                step=self.preset.step,
-                mirror_axes=self.preset.mirror_axes if bundle.may_mirror else (),
-            )
-            views = engine.classify(whole.evidence).softmax(dim=1)  # (V, S)
-            subtype = views.mean(dim=0).cpu().numpy()
-            probabilities = whole.logits.softmax(dim=0).cpu().numpy()
-        scores = whole.logits.cpu().numpy() if len(self.bundles) == 1 else probabilities
-        calibrated = with_temperature(subtype, bundle.calibration.subtype_temperature)
-        return Inferred(scores, calibrated, mean_entropy(probabilities))
+        windows = WindowScores(
+            engine,
+            torch.from_numpy(image).to(engine.device),
+            patch_size=bundle.plan.patch_size,
+            divisor=reductions(bundle.plan.strides)[-1],
+            step=self.preset.step,
+            mirror_axes=self.preset.mirror_axes if bundle.may_mirror else (),
+        )
+        return ModelScores(windows, as_probabilities=len(self.bundles) > 1)
+
+    def _subtype(self, model: int, scores: ModelScores) -> FloatArray:
+        """Calibrated probabilities (S,), the mean over the mirrored views."""
+        views = self.engines[model].classify(scores.windows.evidence).softmax(dim=1)  # (V, S)
+        temperature = self.bundles[model].calibration.subtype_temperature
+        return with_temperature(views.mean(dim=0).cpu().numpy(), temperature)

@@ -29,18 +29,11 @@ class WholeCase(NamedTuple):
     evidence: Evidence
 
 
-def predict_windows(
-    window: Window,
-    image: Tensor,
-    *,
-    patch_size: Triple,
-    divisor: Triple,
-    step: float = 0.5,
-    mirror_axes: Sequence[int] = (),
-) -> WholeCase:
-    """Run the network over an image of any size.
+class WindowScores:
+    """Logits of one image of any size, computed as their planes along D are asked for.
 
-    Windows overlap by `1 - step` and weigh by a Gaussian, as in nnU-Net
+    Only the planes that unfinished windows touch are held, so memory does not grow with the number
+    of slices. Windows overlap by `1 - step` and weigh by a Gaussian, as in nnU-Net
     (doi:10.1038/s41592-020-01008-z). Along an axis that fits into one window, the window takes the
     image's own size rounded up to the network's stride, so that no time goes into padding.
 
@@ -52,22 +45,80 @@ def predict_windows(
         step: distance between windows as a share of their size, in (0, 1].
         mirror_axes: axes to mirror; every subset is one more view, so 3 axes make 8 passes.
     """
-    size = window_size(tuple(image.shape), patch_size, divisor)
-    padded, inside = _pad_to(image, size)
-    views = mirror_views(mirror_axes)
-    starts = window_starts(tuple(padded.shape), size, step)
-    weight = gaussian_weight(size).to(image.device)
-    total = torch.zeros((NUM_LABELS, *padded.shape), device=image.device)
-    mass = torch.zeros(padded.shape, device=image.device)
-    gathered: list[Evidence] = []
-    for start in starts:
-        here = tuple(slice(s, s + k) for s, k in zip(start, size, strict=True))
-        logits, evidence = _mean_over_views(window, padded[here], views)
-        total[(slice(None), *here)] += logits * weight
-        mass[here] += weight
-        gathered.append(evidence)
-    logits = (total / mass)[(slice(None), *inside)]
-    return WholeCase(logits, add_evidence(gathered))
+
+    def __init__(
+        self,
+        window: Window,
+        image: Tensor,
+        *,
+        patch_size: Triple,
+        divisor: Triple,
+        step: float = 0.5,
+        mirror_axes: Sequence[int] = (),
+    ) -> None:
+        self.shape = (NUM_LABELS, *image.shape)
+        self._size = window_size(tuple(image.shape), patch_size, divisor)
+        self._image, self._inside = _pad_to(image, self._size)
+        self._window, self._views = window, mirror_views(mirror_axes)
+        self._todo = window_starts(tuple(self._image.shape), self._size, step)  # by D first
+        self._weight = gaussian_weight(self._size).to(image.device)
+        self._low = 0  # of the padded image, the first plane that is held
+        self._total = self._image.new_zeros((NUM_LABELS, 0, *self._image.shape[1:]))
+        self._mass = self._total[0]
+        self._gathered: list[Evidence] = []
+
+    def planes(self, low: int, high: int) -> Tensor:
+        """Logits (C, high - low, H, W) of the planes `low` to `high`; `low` may never go back."""
+        depth, height, width = self._inside
+        low, high = low + depth.start, high + depth.start
+        here = [start for start in self._todo if start[0] < high]
+        self._hold(low, max([high, *(start[0] + self._size[0] for start in here)]))
+        for start in here:
+            self._add(start)
+        self._todo = self._todo[len(here) :]
+        logits = self._total[:, : high - low] / self._mass[: high - low]
+        return logits[:, :, height, width]
+
+    @property
+    def evidence(self) -> Evidence:
+        """That of all windows together, one row per mirrored view, (V, F)."""
+        self.planes(self.shape[1], self.shape[1])  # whatever nobody has asked for yet
+        return add_evidence(self._gathered)
+
+    def _hold(self, low: int, high: int) -> None:
+        """Let go of the planes before `low`, and make room up to `high`."""
+        total, mass = self._total[:, low - self._low :], self._mass[low - self._low :]
+        if (missing := high - low - len(mass)) > 0:
+            total = F.pad(total, (0, 0, 0, 0, 0, missing))
+            mass = F.pad(mass, (0, 0, 0, 0, 0, missing))
+        self._low, self._total, self._mass = low, total, mass
+
+    def _add(self, start: Triple) -> None:
+        depth, *plane = (slice(s, s + k) for s, k in zip(start, self._size, strict=True))
+        logits, evidence = _mean_over_views(self._window, self._image[(depth, *plane)], self._views)
+        first = max(0, self._low - start[0])  # planes of it that nobody needs any more
+        last = max(0, start[0] + self._size[0] - self._low)
+        held = slice(start[0] + first - self._low if last else 0, last)
+        weight = self._weight[first:]
+        self._total[(slice(None), held, *plane)] += logits[:, first:] * weight
+        self._mass[(held, *plane)] += weight
+        self._gathered.append(evidence)
+
+
+def predict_windows(
+    window: Window,
+    image: Tensor,
+    *,
+    patch_size: Triple,
+    divisor: Triple,
+    step: float = 0.5,
+    mirror_axes: Sequence[int] = (),
+) -> WholeCase:
+    """All of `WindowScores` at once, for images that are small enough."""
+    scores = WindowScores(
+        window, image, patch_size=patch_size, divisor=divisor, step=step, mirror_axes=mirror_axes
+    )
+    return WholeCase(scores.planes(0, image.shape[0]), scores.evidence)
 
 
 def _mean_over_views(
@@ -137,4 +188,4 @@ def _pad_to(image: Tensor, size: Triple) -> tuple[Tensor, tuple[slice, ...]]:
         for side in (b, m - b)
     ]
     inside = tuple(slice(b, b + n) for b, n in zip(before, image.shape, strict=True))
-    return F.pad(image, margins), inside
+    return (F.pad(image, margins) if any(missing) else image), inside

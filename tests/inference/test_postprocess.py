@@ -3,14 +3,26 @@ import pytest
 from scipy import ndimage
 
 from pancreas_mtl.inference.postprocess import (
+    MeanEntropy,
     clean_up,
     labels_at,
     largest_component,
-    mean_entropy,
     with_temperature,
 )
 
 RNG = np.random.default_rng(0)
+
+
+class Whole:
+    """Scores that exist already; planes may be asked for in ascending order alone."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.low = array, array.shape, 0
+
+    def planes(self, low, high):
+        assert low >= self.low
+        self.low = low
+        return self.array[:, low:high]
 
 
 @pytest.mark.parametrize("shape", [(40, 9, 11), (3, 20, 7), (5, 6, 7)])
@@ -18,21 +30,22 @@ def test_labels_equal_those_of_scores_interpolated_as_a_whole(shape):
     scores = RNG.normal(size=(3, 5, 6, 7)).astype(np.float32)
     zoom = np.array(shape) / (5, 6, 7)
     whole = [ndimage.zoom(s, zoom, order=1, mode="nearest", grid_mode=True) for s in scores]
-    labels = labels_at([scores], shape, orders=[(1, 1, 1)])
+    labels = labels_at([Whole(scores)], shape, orders=[(1, 1, 1)])
     assert (labels == np.argmax(whole, 0)).mean() > 0.999
 
 
 def test_several_models_add_up():
     strong, weak = np.zeros((2, 3, 4, 4, 4), np.float32)
     strong[2], weak[1] = 0.9, 0.4
-    labels = labels_at([strong, weak], (4, 4, 4), orders=[(1, 1, 1)] * 2)
+    labels = labels_at([Whole(strong), Whole(weak)], (4, 4, 4), orders=[(1, 1, 1)] * 2)
     assert (labels == 2).all()
 
 
 def test_models_of_different_spacing_meet_in_the_sources_grid():
     coarse, fine = np.zeros((3, 2, 2, 2), np.float32), np.zeros((3, 8, 8, 8), np.float32)
     coarse[1], fine[1] = 1, 1
-    assert (labels_at([coarse, fine], (6, 6, 6), orders=[(0, 1, 1), (1, 1, 1)]) == 1).all()
+    labels = labels_at([Whole(coarse), Whole(fine)], (6, 6, 6), orders=[(0, 1, 1), (1, 1, 1)])
+    assert (labels == 1).all()
 
 
 def test_small_lesions_become_pancreas_and_stray_pancreas_goes():
@@ -61,13 +74,19 @@ def test_empty_mask_stays_empty():
     assert not clean_up(empty, largest_pancreas=True, largest_lesion=True).any()
 
 
-def test_entropy_counts_the_predicted_pancreas_alone():
+def test_entropy_counts_the_predicted_pancreas_alone_and_adds_up():
     p = np.zeros((3, 2, 2, 2), np.float32)
     p[0] = 1
-    assert mean_entropy(p) == 0
+    entropy = MeanEntropy()
+    entropy.add(p)
+    assert entropy.value == 0
     p[:, 0, 0, 0] = (0.2, 0.4, 0.4)
-    expected = -(0.2 * np.log(0.2) + 0.8 * np.log(0.4))
-    assert mean_entropy(p) == pytest.approx(expected, rel=1e-5)
+    entropy.add(p)
+    first = -(0.2 * np.log(0.2) + 0.8 * np.log(0.4))
+    assert entropy.value == pytest.approx(first, rel=1e-5)
+    p[:, 0, 0, 0] = (0.0, 0.5, 0.5)
+    entropy.add(p[:, :1])
+    assert entropy.value == pytest.approx((first + np.log(2)) / 2, rel=1e-5)
 
 
 def test_temperature():

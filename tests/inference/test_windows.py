@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pancreas_mtl.inference.windows import (
+    WindowScores,
     gaussian_weight,
     mirror_views,
     predict_windows,
@@ -33,6 +34,27 @@ def test_an_identity_comes_back_whatever_the_size(shape, mirror):
     result = predict(image, mirror_axes=mirror)
     torch.testing.assert_close(result.logits, torch.stack([image, 2 * image, -image]))
     assert result.evidence.sums.shape == (2 ** len(mirror), 1)
+
+
+@pytest.mark.parametrize("shape", [(50, 17, 9), (5, 7, 9), (8, 16, 16), (33, 20, 30)])
+@pytest.mark.parametrize("take", [1, 3, 13])
+@pytest.mark.parametrize("skip", [0, 2, 20])
+def test_planes_equal_those_of_the_whole_and_few_are_held(shape, take, skip):
+    torch.manual_seed(1)
+    image, network = torch.randn(shape), torch.nn.Conv3d(1, 3, 3, padding=1)
+
+    def window(images):
+        return network(images), Evidence(images.sum((1, 2, 3, 4))[:, None], torch.ones(1, 1))
+
+    with torch.no_grad():
+        whole = predict(image, window)
+        scores = WindowScores(window, image, patch_size=PATCH, divisor=DIVISOR)
+        for low in range(0, shape[0], take + skip):
+            high = min(low + take, shape[0])
+            planes = scores.planes(low, high)
+            torch.testing.assert_close(planes, whole.logits[:, low:high])
+            assert scores._total.shape[1] <= take + 2 * PATCH[0]
+        torch.testing.assert_close(scores.evidence.sums, whole.evidence.sums)
 
 
 def test_views_are_mirrored_back_each_along_its_own_axis():
