@@ -5,16 +5,14 @@ python -m pancreas_mtl.audit data=quiz data.root=DIR output_dir=outputs/audit
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
 from pancreas_mtl.command import command
 from pancreas_mtl.data.audit import audit_cases, largest_case_bytes
 from pancreas_mtl.data.cases import read_cases
-from pancreas_mtl.data.nifti import atomic_path
+from pancreas_mtl.data.files import make_folder, write_json
 from pancreas_mtl.data.pool import default_workers
 from pancreas_mtl.data.repair import check_destination, repair_text, write_repaired
 from pancreas_mtl.errors import CaseError
@@ -27,25 +25,20 @@ def main(config: DictConfig) -> None:
     if config.fix:
         check_destination(root, output_dir / "fixed")
     cases = read_cases(config.data.layout, root)
+    make_folder(output_dir)
     workers = config.workers or default_workers(largest_case_bytes(cases))
     report = audit_cases(cases, workers=workers)
     print(report.text())
-    _write(output_dir, report.as_json())
+    write_json(output_dir / "audit.json", report.as_json())
     if config.fix:
         repairs = write_repaired(report, root, output_dir / "fixed", workers=workers)
         actions = {repair.case.name: repair.action for repair in repairs}
-        _write(output_dir, report.as_json() | {"repairs": actions})
+        write_json(output_dir / "audit.json", report.as_json() | {"repairs": actions})
         print(f"{repair_text(repairs)}\nmended copy: data.root={output_dir / 'fixed'}")
         if lost := sum(repair.loses_something for repair in repairs):
             raise CaseError(f"{lost} of {len(cases)} cases, or their masks, had to be left out")
     elif report.errors:
         raise CaseError(f"{report.summary()}: mend them, or write a mended copy with fix=true")
-
-
-def _write(output_dir: Path, content: dict[str, Any]) -> None:
-    output_dir.mkdir(parents=True, exist_ok=True)
-    with atomic_path(output_dir / "audit.json") as path:
-        path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

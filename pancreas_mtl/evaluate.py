@@ -12,12 +12,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from pancreas_mtl.command import command
+from pancreas_mtl.data.files import make_folder
 from pancreas_mtl.data.pool import default_workers
 from pancreas_mtl.errors import CaseError
 from pancreas_mtl.evaluation.compare import compare, read_cases, write_comparisons
 from pancreas_mtl.evaluation.evaluate import BYTES_PER_CASE, evaluate
 from pancreas_mtl.evaluation.references import read_references
-from pancreas_mtl.evaluation.results import make_folder, write_results
+from pancreas_mtl.evaluation.results import write_results
 from pancreas_mtl.evaluation.table import render_comparison, render_table
 from pancreas_mtl.evaluation.task import Task
 

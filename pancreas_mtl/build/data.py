@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pancreas_mtl.build.settings import settings
 from pancreas_mtl.data.audit import audit_cases
 from pancreas_mtl.data.cases import read_cases, read_official_folds
 from pancreas_mtl.data.datamodule import PancreasDataModule, SamplingConfig
+from pancreas_mtl.data.files import write_json
 from pancreas_mtl.data.fingerprint import fingerprint
 from pancreas_mtl.data.phantom import write_dataset
 from pancreas_mtl.data.plan import PlanConfig, load_plan, make_plan, save_plan
@@ -120,7 +120,7 @@ def _official_folds(data: DictConfig) -> list[tuple[list[str], list[str]]] | Non
 
 def _audit(cases: Sequence[Case], run_dir: Path, workers: int) -> None:
     report = audit_cases(cases, workers=workers)
-    (run_dir / "audit.json").write_text(json.dumps(report.as_json(), indent=1) + "\n")
+    write_json(run_dir / "audit.json", report.as_json())
     log.info("audit: %s", report.summary())
     if report.errors:
         first = report.errors[0]

@@ -11,7 +11,6 @@ import gzip
 import io
 import logging
 import os
-import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.spatialimages import HeaderDataError
 
+from pancreas_mtl.data.files import atomic_path
 from pancreas_mtl.errors import CaseError
 from pancreas_mtl.types import Triple
 
@@ -108,24 +108,6 @@ def write(path: Path, array: npt.NDArray[Any], header: Any) -> None:
         with packed or file as stream:
             stream.write(header.binaryblock + bytes(4))  # four zeros: no extensions
             stream.write(array.tobytes("F"))
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` that takes its place at the end, unless an error came.
-
-    Raises:
-        CaseError: the disk is full, or the folder cannot be written to.
-    """
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = f"cannot be written ({error.strerror})"
-        raise _bad(path, reason, "free space there, or write elsewhere") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _refuse_other_kinds(path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pancreas_mtl.data.files import write_text
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.types import Case
 
@@ -106,9 +107,11 @@ def save_splits(splits: Splits, path: Path) -> None:
         UsageError: the file says something else: the dataset has changed since.
     """
     text = json.dumps({"schema": 1, **asdict(splits)}, indent=1) + "\n"
-    if path.exists() and path.read_text() != text:
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return
+    if path.exists():
         raise UsageError(
             f"{path}: the cases have changed since these splits were made; "
             "give another output_dir, or overwrite=true"
         )
-    path.write_text(text)
+    write_text(path, text)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pancreas_mtl.data.nifti import atomic_path
+from pancreas_mtl.data.files import atomic_path
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluation.results import SCHEMA, Metrics
 from pancreas_mtl.evaluation.task import Task

@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pancreas_mtl.data.nifti import atomic_path
-from pancreas_mtl.errors import UsageError
+from pancreas_mtl.data.files import atomic_path
 from pancreas_mtl.evaluation.scoring import REGIONS, MaskScores
 from pancreas_mtl.metrics.intervals import Estimate
 from pancreas_mtl.metrics.lesions import Froc
@@ -171,15 +170,6 @@ class Metrics:
     def as_json(self) -> dict[str, Any]:
         """Objects, lists and scalars, with None for what is not defined."""
         return asdict(replace(self, cases=[])) | {"cases": [case.as_json() for case in self.cases]}
-
-
-def make_folder(path: Path) -> Path:
-    """Make a folder for results; a UsageError where that cannot be."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"output_dir={path}: {error.strerror}; give another one") from None
-    return path
 
 
 def write_results(metrics: Metrics, output_dir: Path) -> list[Path]:

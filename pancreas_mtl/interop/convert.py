@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from pancreas_mtl.data.cases import EXPECTED, fits, read_cases, read_official_folds
+from pancreas_mtl.data.files import atomic_path
 from pancreas_mtl.data.images import list_files, read_grid, read_mask, write_mask
-from pancreas_mtl.data.nifti import atomic_path
 from pancreas_mtl.data.pool import map_in_processes
 from pancreas_mtl.errors import CaseError, UsageError
 from pancreas_mtl.types import Case, Label

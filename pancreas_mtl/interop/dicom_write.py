@@ -40,8 +40,8 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
+from pancreas_mtl.data.files import atomic_path
 from pancreas_mtl.data.images import to_source
-from pancreas_mtl.data.nifti import atomic_path
 from pancreas_mtl.errors import CaseError
 from pancreas_mtl.inference.pipeline import Source
 from pancreas_mtl.interop.dicom_read import Stack, dicom_source, stack

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+from pancreas_mtl.data.files import write_text
 from pancreas_mtl.data.phantom.files import (
     FORMAT,
     MAX_CASES,
@@ -17,7 +18,6 @@ from pancreas_mtl.data.phantom.files import (
     list_tables,
     write_case,
     write_tables,
-    write_text,
 )
 from pancreas_mtl.data.phantom.statistics import Difficulty, Size
 from pancreas_mtl.data.pool import map_in_processes

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from pancreas_mtl.data.files import write_text
 from pancreas_mtl.data.images import write_volume
-from pancreas_mtl.data.nifti import atomic_path
 from pancreas_mtl.data.phantom.case import make_phantom
 from pancreas_mtl.data.phantom.statistics import Difficulty, Size, subtype_of
 from pancreas_mtl.types import Label, LabelArray, SourceGrid, Split, TripleMm
@@ -106,12 +106,6 @@ def write_tables(plan: PhantomPlan, items: Sequence[Item], root: Path) -> None:
     if plan.layout == "nnunet":
         labelled = [item for item in items if item.split != "test"]
         _write_nnunet_tables(labelled, root / NNUNET_FOLDER)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text)
 
 
 def _folders(layout: Layout, split: Split, subtype: int) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from pancreas_mtl.data.nifti import atomic_path
+from pancreas_mtl.data.files import atomic_path, make_folder
 from pancreas_mtl.data.pool import map_in_processes
 from pancreas_mtl.evaluation.report import charts, score_charts, tables
 from pancreas_mtl.evaluation.report.about import describe
@@ -25,7 +25,6 @@ from pancreas_mtl.evaluation.report.cases import case_rows, columns, picture_alt
 from pancreas_mtl.evaluation.report.charts import Chart, plain_words
 from pancreas_mtl.evaluation.report.runs import Run, RunCase, read_runs
 from pancreas_mtl.evaluation.report.volumes import CaseSource, Overlay, PackedCase, pack_case
-from pancreas_mtl.evaluation.results import make_folder
 
 PACKAGE = "pancreas_mtl.evaluation.report"
 ASSETS = files(PACKAGE) / "assets"

@@ -1,0 +1,82 @@
+"""Files written all at once or not at all, and what to do where that fails."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pancreas_mtl.errors import CaseError, UsageError
+
+_REMEDIES = {
+    errno.EACCES: "give a folder that may be written to",
+    errno.EPERM: "give a folder that may be written to",
+    errno.EROFS: "give a folder that may be written to",
+    errno.ENAMETOOLONG: "shorten the name",
+}
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` that takes its place at the end, unless an error came.
+
+    Raises:
+        CaseError: the disk is full, or the folder cannot be written to.
+    """
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise not_written(path, error) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def not_written(path: Path, error: OSError) -> CaseError:
+    """The one line about a file that could not be written."""
+    reason = error.strerror or " ".join(str(error).split())  # numpy's own errors have no strerror
+    remedy = _REMEDIES.get(error.errno or 0, "free space there, or write elsewhere")
+    return CaseError(f"{path} cannot be written ({reason}): {remedy}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file; raises what `atomic_path` raises."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file; raises what `atomic_path` raises."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table; raises what `atomic_path` raises."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def make_folder(path: Path, key: str = "output_dir") -> Path:
+    """Make the folder that a key of the configuration names; a UsageError where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{key}={path}: {error.strerror}; give another one") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UsageError(f"{key}={path}: may not be written to; give another one")
+    return path
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that a killed process left in a folder which is now ours."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
