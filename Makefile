@@ -21,11 +21,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
-# The demo's steps are the commands that a user would type. It trains for minutes, not hours: a
-# small network, large steps, and no mirroring, since all phantoms have one orientation.
-DEMO_TRAINING := plan=small augment=mild augment.flip_p=0 trainer=cpu trainer.max_epochs=13 \
-	sampling.steps_per_epoch=50 sampling.validation_cases=16 sampling.workers=1 validate_every=4 optimizer.lr=4e-3 optimizer.head_lr=4e-3 \
-	optimizer.ema=0.97 paths.cache=$(DEMO)/cache
+# The demo's steps are the commands that a user would type. It trains for minutes, not hours.
+DEMO_TRAINING := budget=minutes trainer=cpu sampling.balanced=true paths.cache=$(DEMO)/cache
 
 demo: $(STAMP)  ## phantoms, training, prediction, evaluation, report: at most 15 minutes on 2 cores
 	$(BIN)/python -m pancreas_mtl.phantom output_dir=$(DEMO)/data \
@@ -39,10 +36,10 @@ demo: $(STAMP)  ## phantoms, training, prediction, evaluation, report: at most 1
 	$(BIN)/python -m pancreas_mtl.report runs=[$(DEMO)/run,$(DEMO)/evaluation] output_dir=$(DEMO)/report
 
 test: $(STAMP)  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-fast: $(STAMP)  ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto -m "not slow"
 
 lint: $(STAMP)  ## ruff
 	$(BIN)/ruff check .

@@ -25,7 +25,11 @@ def main(config: DictConfig) -> None:
     options: Any = OmegaConf.to_container(config, resolve=True)
     output_dir = Path(options["output_dir"]).absolute()
     trials = list_trials(
-        options["configurations"], options["seeds"], options["training"], only=options["only"]
+        options["configurations"],
+        options["seeds"],
+        options["training"],
+        ensembles=options["ensembles"],
+        only=options["only"],
     )
     workers = default_workers(BYTES_PER_CASE)
     write_dataset(output_dir / "data", **options["phantoms"], num_validation=0, workers=workers)

@@ -211,7 +211,8 @@ def render_markdown(lines: Sequence[Line], outcomes: Sequence[Outcome], *, title
         return f"# {title}\n\nNo trial is finished yet.\n"
     minutes: dict[str, list[float]] = {}
     for one in outcomes:
-        minutes.setdefault(one.trial.configuration, []).append(one.training_s / 60)
+        if not one.trial.members:
+            minutes.setdefault(one.trial.configuration, []).append(one.training_s / 60)
     parts = [f"# {title}", f"{len(outcomes[0].subtype)} test cases, each predicted once per trial."]
     for metric, heading in TITLES.items():
         rows = [_row(line) for line in lines if line.metric == metric]

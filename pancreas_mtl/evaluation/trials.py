@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from pancreas_mtl.errors import UsageError
 
@@ -34,11 +34,15 @@ LIBRARIES = ("OMP", "OPENBLAS", "MKL")
 
 @dataclass(frozen=True)
 class Trial:
-    """One configuration with one seed; `overrides` are what `train.py` is given."""
+    """One configuration with one seed; `overrides` are what `train.py` is given.
+
+    An ensemble trains nothing: it averages the `members`, configurations of the same seed.
+    """
 
     configuration: str
     seed: int
     overrides: tuple[str, ...]
+    members: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -72,30 +76,41 @@ def list_trials(
     seeds: Sequence[int],
     shared: Sequence[str],
     *,
+    ensembles: Mapping[str, Sequence[str]] | None = None,
     only: Sequence[str] | None = None,
 ) -> list[Trial]:
     """Every configuration with every seed, seed by seed, so that a partial table is fair.
+
+    Ensembles come last, for they need their members.
 
     Args:
         configurations: overrides by name.
         seeds: of the trainings.
         shared: overrides that come first in all configurations.
+        ensembles: names of their members by name.
         only: the names that are wanted; None for all.
 
     Raises:
         UsageError: a name in `only` that does not exist, or no seed.
     """
-    for name in only or ():
-        if name not in configurations:
-            raise UsageError(f"only={name}: choose from {', '.join(configurations)}")
+    ensembles = ensembles or {}
+    names = [*configurations, *ensembles]
+    for name in [*(only or ()), *(member for group in ensembles.values() for member in group)]:
+        if name not in names:
+            raise UsageError(f"no configuration {name}: choose from {', '.join(names)}")
     if not seeds:
         raise UsageError("seeds=[]: give at least one")
-    return [
+    trained = [
         Trial(name, seed, (*shared, *overrides))
         for seed in seeds
         for name, overrides in configurations.items()
-        if only is None or name in only
     ]
+    averaged = [
+        Trial(name, seed, (), tuple(members))
+        for seed in seeds
+        for name, members in ensembles.items()
+    ]
+    return [t for t in (*trained, *averaged) if only is None or t.configuration in only]
 
 
 def run_trials(trials: Sequence[Trial], laboratory: Laboratory, *, jobs: int) -> list[str]:
@@ -106,8 +121,10 @@ def run_trials(trials: Sequence[Trial], laboratory: Laboratory, *, jobs: int) ->
     """
     for trial in trials:
         _claim(trial, laboratory.folder(trial))
-    with ThreadPoolExecutor(max(1, jobs)) as pool:
-        outcomes = list(pool.map(lambda trial: _run(trial, laboratory), trials))
+    outcomes: list[str | None] = []
+    for some in ([t for t in trials if not t.members], [t for t in trials if t.members]):
+        with ThreadPoolExecutor(max(1, jobs)) as pool:
+            outcomes += pool.map(lambda trial: _run(trial, laboratory), some)
     return [outcome for outcome in outcomes if outcome is not None]
 
 
@@ -115,6 +132,8 @@ def steps(trial: Trial, laboratory: Laboratory) -> list[Step]:
     """The commands of a trial, in order, as one would type them."""
     data, folder = laboratory.output_dir / "data", laboratory.folder(trial)
     run, predictions, evaluation = (folder / n for n in ("run", "predictions", "evaluation"))
+    runs = [folder.parents[1] / m / folder.name / "run" for m in trial.members] or [run]
+    bundles = ",".join(str(one / "bundle") for one in runs)
     train = (
         "train.py",
         "data=quiz",
@@ -128,7 +147,7 @@ def steps(trial: Trial, laboratory: Laboratory) -> list[Step]:
     )
     predict = (
         "predict.py",
-        f"model={run / 'bundle'}",
+        f"model=[{bundles}]",
         f"input={data / 'test'}",
         f"output_dir={predictions}",
     )
@@ -140,8 +159,9 @@ def steps(trial: Trial, laboratory: Laboratory) -> list[Step]:
         f"output_dir={evaluation}",
         f"workers={laboratory.threads}",
     )
+    training = [] if trial.members else [Step("train", train, run / "report.html")]
     return [
-        Step("train", train, run / "report.html"),
+        *training,
         Step("predict", predict, predictions / "run.json"),
         Step("evaluate", evaluate, evaluation / "metrics.json"),
     ]
@@ -160,7 +180,9 @@ def seconds(trial: Trial, laboratory: Laboratory) -> dict[str, float]:
 def _claim(trial: Trial, folder: Path) -> None:
     """Say in the folder what it holds; refuse one that holds something else."""
     path = folder / "trial.json"
-    wanted = {"seed": trial.seed, "overrides": list(trial.overrides)}
+    wanted: dict[str, Any] = {"seed": trial.seed, "overrides": list(trial.overrides)}
+    if trial.members:
+        wanted["members"] = list(trial.members)
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(wanted, indent=1) + "\n")

@@ -24,18 +24,19 @@ class LossParts(NamedTuple):
 class LossConfig:
     """How the two losses are joined.
 
-    `subtype_weight` is reached by a linear ramp over `ramp_epochs`, after `wait_epochs` without
-    the subtype's loss.
+    `subtype_weight` is reached by a linear ramp over the share `ramp` of the training, after the
+    share `wait` without the subtype's loss. Shares, so that a short training is a small copy of a
+    long one.
     """
 
     subtype_weight: float = 0.5
-    wait_epochs: float = 0.0
-    ramp_epochs: float = 5.0
+    wait: float = 0.0
+    ramp: float = 0.05
     label_smoothing: float = 0.0
 
 
 def joint_loss(
-    output: MultitaskOutput, batch: Batch, config: LossConfig, epoch: float
+    output: MultitaskOutput, batch: Batch, config: LossConfig, progress: float
 ) -> LossParts:
     """Segmentation loss plus weighted subtype loss; labels that are missing are left out."""
     segmentation = segmentation_loss(output.segmentation, batch.mask)
@@ -45,12 +46,14 @@ def joint_loss(
         lesion_weight(batch.mask, batch.lesion_vox),
         label_smoothing=config.label_smoothing,
     )
-    return LossParts(segmentation + subtype_weight(config, epoch) * subtype, segmentation, subtype)
+    return LossParts(
+        segmentation + subtype_weight(config, progress) * subtype, segmentation, subtype
+    )
 
 
-def subtype_weight(config: LossConfig, epoch: float) -> float:
-    """The subtype's weight at a (fractional) epoch, in [0, config.subtype_weight]."""
-    if config.ramp_epochs <= 0:
-        return config.subtype_weight if epoch >= config.wait_epochs else 0.0
-    ramp = (epoch - config.wait_epochs) / config.ramp_epochs
+def subtype_weight(config: LossConfig, progress: float) -> float:
+    """The subtype's weight at a progress in [0, 1] of training, in [0, config.subtype_weight]."""
+    if config.ramp <= 0:
+        return config.subtype_weight if progress >= config.wait else 0.0
+    ramp = (progress - config.wait) / config.ramp
     return config.subtype_weight * min(1.0, max(0.0, ramp))

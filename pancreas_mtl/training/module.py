@@ -34,12 +34,13 @@ PROGRESS_BAR = ("whole_pancreas_dsc", "lesion_dsc", "macro_f1")
 class OptimizerConfig:
     """AdamW with a group of its own for the subtype head; one schedule for both.
 
-    `encoder_scale` multiplies the rate of everything but the head, for warm starts. A step whose
-    gradient is not finite is skipped; `max_skips` of them in a row stop the training.
+    `rate_scale` multiplies both rates: variants differ in it, whatever rates a budget chooses.
+    A step whose gradient is not finite is skipped; `max_skips` in a row stop the training.
     """
 
     lr: float = 1e-3
     head_lr: float = 1e-3
+    rate_scale: float = 1.0
     weight_decay: float = 1e-4
     head_weight_decay: float = 1e-2
     warmup_steps: int = 100
@@ -93,7 +94,7 @@ class MultitaskModule(pl.LightningModule):
         """The joint loss of one batch of patches."""
         batch = self.augment(batch)
         output = self._forward(batch.image, guide(batch))
-        parts = joint_loss(output, batch, self.loss, self._fractional_epoch())
+        parts = joint_loss(output, batch, self.loss, self._progress())
         self._batch_names = batch.name
         for name, value in parts._asdict().items():
             self.log(
@@ -165,13 +166,13 @@ class MultitaskModule(pl.LightningModule):
         groups = [
             {
                 "params": [p for p in body if p.requires_grad],
-                "lr": config.lr,
+                "lr": config.lr * config.rate_scale,
                 "weight_decay": config.weight_decay,
                 "name": "body",
             },
             {
                 "params": head,
-                "lr": config.head_lr,
+                "lr": config.head_lr * config.rate_scale,
                 "weight_decay": config.head_weight_decay,
                 "name": "head",
             },
@@ -187,8 +188,8 @@ class MultitaskModule(pl.LightningModule):
         schedule = LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _fractional_epoch(self) -> float:
-        return self.global_step / max(1, int(self.trainer.num_training_batches))
+    def _progress(self) -> float:
+        return self.global_step / max(1, int(self.trainer.estimated_stepping_batches))
 
     def _average(
         self,

@@ -43,7 +43,7 @@ def test_seed_by_seed_with_what_is_shared_first():
 
 
 def test_unknown_names_and_no_seeds_are_refused():
-    with pytest.raises(UsageError, match="only=c: choose from a, b"):
+    with pytest.raises(UsageError, match="no configuration c: choose from a, b"):
         list_trials({"a": [], "b": []}, [0], [], only=["c"])
     with pytest.raises(UsageError, match="seeds"):
         list_trials({"a": []}, [], [])
@@ -54,9 +54,37 @@ def test_the_test_cases_are_predicted_after_training_with_its_bundle(tmp_path):
     train, predict, evaluate = steps(trial, Laboratory(tmp_path))
     assert train.arguments[0] == "train.py"
     assert {"plan=small", "head=gap", "seed=3", "resume=true"} <= set(train.arguments)
-    assert f"model={tmp_path}/trials/a/seed3/run/bundle" in predict.arguments
+    assert f"model=[{tmp_path}/trials/a/seed3/run/bundle]" in predict.arguments
     assert f"input={tmp_path}/data/test" in predict.arguments
     assert f"references={tmp_path}/data/references" in evaluate.arguments
+
+
+def test_an_ensemble_predicts_with_the_bundles_of_its_members(tmp_path):
+    trials = list_trials({"a": [], "b": []}, [0, 1], [], ensembles={"both": ["a", "b"]})
+    assert [t.name for t in trials[-2:]] == ["both/seed0", "both/seed1"]
+    predict, _ = steps(trials[-1], Laboratory(tmp_path))
+    bundles = [f"{tmp_path}/trials/{member}/seed1/run/bundle" for member in "ab"]
+    assert f"model=[{','.join(bundles)}]" in predict.arguments
+    with pytest.raises(UsageError, match="no configuration c"):
+        list_trials({"a": []}, [0], [], ensembles={"both": ["a", "c"]})
+
+
+def test_an_ensemble_comes_after_its_members(monkeypatch, tmp_path):
+    order = tmp_path / "order"
+    program = "import sys, time; time.sleep(float(sys.argv[2])); open(sys.argv[1], 'a').write('x')"
+    product = {"a": "0.3", "both": "0"}
+
+    def fake(trial, laboratory):
+        name = trial.configuration
+        written = (
+            f"{program}; open({str(tmp_path / name)!r}, 'w').write(open({str(order)!r}).read())"
+        )
+        return [Step(name, ("-c", written, str(order), product[name]), tmp_path / name)]
+
+    monkeypatch.setattr(module, "steps", fake)
+    trials = list_trials({"a": []}, [0], [], ensembles={"both": ["a"]})
+    assert run_trials(trials, Laboratory(tmp_path), jobs=2) == []
+    assert (tmp_path / "both").read_text() == "xx"
 
 
 def test_what_is_done_is_not_done_again(counting, tmp_path):

@@ -109,11 +109,11 @@ def test_a_patch_weighs_by_its_share_of_the_lesion():
 
 
 def test_subtype_weight_waits_then_rises():
-    config = LossConfig(subtype_weight=0.4, wait_epochs=2, ramp_epochs=4)
-    values = [subtype_weight(config, epoch) for epoch in (0, 2, 4, 6, 100)]
+    config = LossConfig(subtype_weight=0.4, wait=0.2, ramp=0.4)
+    values = [subtype_weight(config, progress) for progress in (0, 0.2, 0.4, 0.6, 1)]
     assert values == pytest.approx([0, 0, 0.2, 0.4, 0.4])
-    steep = LossConfig(subtype_weight=0.4, wait_epochs=2, ramp_epochs=0)
-    assert [subtype_weight(steep, epoch) for epoch in (1.9, 2)] == [0.0, 0.4]
+    steep = LossConfig(subtype_weight=0.4, wait=0.2, ramp=0)
+    assert [subtype_weight(steep, progress) for progress in (0.19, 0.2)] == [0.0, 0.4]
 
 
 def test_joint_loss_is_the_weighted_sum_of_its_parts():
@@ -124,5 +124,5 @@ def test_joint_loss_is_the_weighted_sum_of_its_parts():
         Evidence(torch.ones(2, 1), torch.ones(2, 1)),
     )
     batch = Batch(mask, mask, torch.tensor([0, 1]), torch.tensor([9.0, 9.0]), mask, ["a", "b"])
-    parts = joint_loss(output, batch, LossConfig(subtype_weight=0.4, ramp_epochs=2), epoch=1)
+    parts = joint_loss(output, batch, LossConfig(subtype_weight=0.4, ramp=0.2), progress=0.1)
     torch.testing.assert_close(parts.total, parts.segmentation + 0.2 * parts.subtype)

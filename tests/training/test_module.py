@@ -45,7 +45,7 @@ def make(plan, **changes):
         MultitaskUNet(plan, NetworkConfig(stages=(0, 1), dropout=0.0)),
         plan=plan,
         augment=lambda batch: batch,
-        loss=LossConfig(ramp_epochs=0),
+        loss=LossConfig(ramp=0),
         optimizer=OptimizerConfig(**{"lr": 1e-2, "head_lr": 1e-2, "warmup_steps": 1} | changes),
         score_weights={"whole_pancreas_dsc": 1.0, "macro_f1": 1.0},
     )
