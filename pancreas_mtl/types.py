@@ -13,7 +13,8 @@ they are normalised.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -146,3 +147,4 @@ class CasePrediction:
     labels: LabelArray  # (D, H, W)
     subtype_probabilities: FloatArray | None  # (S,), sums to 1; None from a model without subtypes
     mask_entropy: float | None = None  # mean over the predicted whole pancreas, in nats
+    maps: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)  # by name, see inference/maps.py

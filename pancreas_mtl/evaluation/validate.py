@@ -16,6 +16,7 @@ import numpy as np
 from pancreas_mtl.data.images import read_mask, write_mask
 from pancreas_mtl.evaluation.calibrate import fit_calibration
 from pancreas_mtl.inference.bundle import Calibration, load_bundle, save_calibration
+from pancreas_mtl.inference.maps import MAPS
 from pancreas_mtl.inference.pipeline import nifti_source, predict_cases
 from pancreas_mtl.inference.postprocess import clean_up, with_temperature
 from pancreas_mtl.inference.predictor import PRESETS, Predictor
@@ -26,7 +27,7 @@ from pancreas_mtl.types import Case, LabelArray
 def predict_validation(bundle_dir: Path, cases: Sequence[Case], output_dir: Path) -> None:
     """Predict the cases into `output_dir`, calibrate the bundle on them, and apply it to them."""
     save_calibration(bundle_dir, Calibration())
-    predictor = Predictor([load_bundle(bundle_dir)], preset=PRESETS["accurate"])
+    predictor = Predictor([load_bundle(bundle_dir)], preset=PRESETS["accurate"], maps=MAPS)
     open_output(output_dir, "validation", overwrite=True)
     sources = [replace(nifti_source(case.image), name=case.name) for case in cases]
     records = predict_cases(predictor, sources, output_dir)

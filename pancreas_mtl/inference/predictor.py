@@ -7,10 +7,10 @@ Calling the predictor does all three.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from pancreas_mtl.data.resample import spline_orders
 from pancreas_mtl.errors import CaseError
 from pancreas_mtl.inference.bundle import Bundle, load_bundle
 from pancreas_mtl.inference.engines import Precision, TorchEngine
+from pancreas_mtl.inference.maps import maps_at, pooling_shares
 from pancreas_mtl.inference.postprocess import (
     MeanEntropy,
     clean_up,
@@ -32,6 +33,7 @@ from pancreas_mtl.models.network import reductions
 from pancreas_mtl.types import (
     CasePrediction,
     FloatArray,
+    Label,
     LabelArray,
     SourceGrid,
     TripleMm,
@@ -61,17 +63,24 @@ class Inferred(NamedTuple):
     labels: LabelArray  # (D, H, W), in the source's grid
     subtype_probabilities: FloatArray  # (S,), the mean of the models'
     mask_entropy: float  # likewise
+    maps: Mapping[str, npt.NDArray[Any]]  # (D, H, W) each, those that are wanted
 
 
 class ModelScores:
-    """One model's scores at its plan's spacing, and their entropy, plane by plane."""
+    """One model's scores at its plan's spacing, and their entropy, plane by plane.
 
-    def __init__(self, windows: WindowScores, *, as_probabilities: bool) -> None:
+    With `keeps_lesion` the lesion's probability is kept, which takes memory by the slice.
+    """
+
+    def __init__(
+        self, windows: WindowScores, *, as_probabilities: bool, keeps_lesion: bool = False
+    ) -> None:
         self.windows = windows
         self.shape = windows.shape
         self.entropy = MeanEntropy()
         self._as_probabilities = as_probabilities
         self._seen = 0  # planes whose entropy is counted
+        self._lesion = np.zeros(self.shape[1:], np.float32) if keeps_lesion else None
 
     def planes(self, low: int, high: int) -> FloatArray:
         """Logits, or probabilities, (C, high - low, h, w) on the CPU."""
@@ -79,9 +88,20 @@ class ModelScores:
         logits = self.windows.planes(first, high)
         probabilities = logits.softmax(dim=0).cpu().numpy()
         self.entropy.add(probabilities[:, self._seen - first :])
+        if self._lesion is not None:
+            self._lesion[first:high] = probabilities[Label.LESION]
         self._seen = max(self._seen, high)
         scores = probabilities if self._as_probabilities else logits.cpu().numpy()
         return scores[:, low - first :]
+
+    @property
+    def maps(self) -> dict[str, FloatArray]:
+        """What `maps_at` needs of this model, (d, h, w) each."""
+        attention = self.windows.attention
+        maps = {} if self._lesion is None else {"lesion_candidates": self._lesion}
+        if attention is not None:
+            maps["attention"] = pooling_shares(attention.cpu().numpy())
+        return maps
 
 
 class Predictor:
@@ -92,6 +112,7 @@ class Predictor:
         preset: how much work to do.
         device: "auto", "cpu", "cuda" or "cuda:N".
         precision: of the network.
+        maps: which of `maps.MAPS` to make as well.
     """
 
     def __init__(
@@ -101,9 +122,11 @@ class Predictor:
         preset: Preset = PRESETS["accurate"],
         device: str = "auto",
         precision: Precision = "auto",
+        maps: Collection[str] = (),
     ) -> None:
         self.bundles = list(bundles)
         self.preset = preset
+        self.maps = frozenset(maps)
         self.engines = [
             TorchEngine(bundle.network, device=device, precision=precision) for bundle in bundles
         ]
@@ -116,6 +139,7 @@ class Predictor:
         preset: PresetName = "accurate",
         device: str = "auto",
         precision: Precision = "auto",
+        maps: Collection[str] = (),
     ) -> Predictor:
         """Load a bundle folder, or several as an ensemble.
 
@@ -124,7 +148,7 @@ class Predictor:
         """
         paths = [path] if isinstance(path, str | Path) else list(path)
         bundles = [load_bundle(Path(one)) for one in paths]
-        return cls(bundles, preset=PRESETS[preset], device=device, precision=precision)
+        return cls(bundles, preset=PRESETS[preset], device=device, precision=precision, maps=maps)
 
     def __call__(self, image: npt.NDArray[np.floating], spacing_mm: TripleMm) -> CasePrediction:
         """Labels and subtype probabilities of one CT.
@@ -166,8 +190,9 @@ class Predictor:
             scores = [self._scores(model, image) for model, image in enumerate(images)]
             labels = labels_at(scores, (d, h, w), orders=orders)
             subtypes = [self._subtype(model, one) for model, one in enumerate(scores)]
+            maps = maps_at([one.maps for one in scores], (d, h, w), orders=orders)
         entropies = [one.entropy.value for one in scores]
-        return Inferred(labels, np.mean(subtypes, axis=0), float(np.mean(entropies)))
+        return Inferred(labels, np.mean(subtypes, axis=0), float(np.mean(entropies)), maps)
 
     def finish(self, inferred: Inferred) -> CasePrediction:
         """Clean the labels up as the bundles' calibrations ask, where all of them do."""
@@ -177,10 +202,13 @@ class Predictor:
             largest_pancreas=all(one.largest_pancreas for one in votes),
             largest_lesion=all(one.largest_lesion for one in votes),
         )
-        return CasePrediction(labels, inferred.subtype_probabilities, inferred.mask_entropy)
+        return CasePrediction(
+            labels, inferred.subtype_probabilities, inferred.mask_entropy, inferred.maps
+        )
 
     def _scores(self, model: int, image: FloatArray) -> ModelScores:
         bundle, engine = self.bundles[model], self.engines[model]
+        looks = "attention" in self.maps and bundle.network.has_subtype
         windows = WindowScores(
             engine,
             torch.from_numpy(image).to(engine.device),
@@ -188,8 +216,13 @@ class Predictor:
             divisor=reductions(bundle.plan.strides)[-1],
             step=self.preset.step,
             mirror_axes=self.preset.mirror_axes if bundle.may_mirror else (),
+            look=engine.look if looks else None,
         )
-        return ModelScores(windows, as_probabilities=len(self.bundles) > 1)
+        return ModelScores(
+            windows,
+            as_probabilities=len(self.bundles) > 1,
+            keeps_lesion="lesion_candidates" in self.maps,
+        )
 
     def _subtype(self, model: int, scores: ModelScores) -> FloatArray:
         """Calibrated probabilities (S,), the mean over the mirrored views."""
