@@ -147,4 +147,4 @@ class CasePrediction:
     labels: LabelArray  # (D, H, W)
     subtype_probabilities: FloatArray | None  # (S,), sums to 1; None from a model without subtypes
     mask_entropy: float | None = None  # mean over the predicted whole pancreas, in nats
-    maps: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)  # by name, see inference/maps.py
+    maps: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)  # see inference/maps.py

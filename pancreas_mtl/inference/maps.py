@@ -30,15 +30,16 @@ def maps_at(
 
     Args:
         raw: per model, the lesion's probability for `lesion_candidates`, `pooling_shares` for
-            `attention`, each (d, h, w); of several models the mean counts.
+            `attention`, each (d, h, w); the mean of the models that have it counts.
         shape: `(D, H, W)` of the source.
         orders: spline order per axis and model.
     """
     finished = {}
-    for name in raw[0]:
+    for name, finish in MAPS.items():
         pairs = zip(raw, orders, strict=True)
-        models = [resample(one[name], shape, orders=order) for one, order in pairs]
-        finished[name] = MAPS[name](np.mean(models, axis=0))
+        models = [resample(one[name], shape, orders=order) for one, order in pairs if name in one]
+        if models:
+            finished[name] = finish(np.mean(models, axis=0))
     return finished
 
 

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pancreas_mtl.data.files import atomic_path
+from pancreas_mtl.inference.writer import PREVIEWS
 from pancreas_mtl.types import (
     CasePrediction,
     FloatArray,
@@ -87,9 +88,9 @@ def write_preview(output_dir: Path, name: str, volume: Volume, prediction: CaseP
     if probabilities is not None:
         shares = "  ".join(f"p{subtype} {p:.2f}" for subtype, p in enumerate(probabilities))
         title = f"{name}   subtype {probabilities.argmax()}   {shares}"
-    (output_dir / "previews").mkdir(exist_ok=True)
+    (output_dir / PREVIEWS).mkdir(exist_ok=True)
     figure = mosaic(volume.array, prediction.labels, volume.spacing_mm, title=title)
-    save_png(figure, output_dir / "previews" / f"{name}.png")
+    save_png(figure, output_dir / PREVIEWS / f"{name}.png")
 
 
 def save_png(figure: Figure, path: Path) -> None:

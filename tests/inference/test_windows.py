@@ -91,6 +91,20 @@ def test_evidence_adds_up_over_windows():
     assert float(evidence.weights) == windows
 
 
+def test_pooling_weights_add_up_over_windows_in_the_unmirrored_view_alone():
+    def look(images):
+        return *identity(images), torch.cat([images, images + 1], 1)
+
+    image = torch.rand(9, 16, 50)
+    visits = predict(torch.ones_like(image), look=look).attention[0]
+    assert visits.max() > visits.min() == 1  # windows overlap
+    plain, mirrored = (predict(image, look=look, mirror_axes=axes) for axes in ((), (0, 1, 2)))
+    torch.testing.assert_close(plain.attention, torch.stack([image, image + 1]) * visits)
+    torch.testing.assert_close(plain.attention, mirrored.attention)
+    torch.testing.assert_close(mirrored.logits, predict(image, mirror_axes=(0, 1, 2)).logits)
+    assert predict(image).attention is None
+
+
 def test_views_are_all_subsets():
     assert mirror_views((0, 2)) == [(), (0,), (2,), (0, 2)]
     assert len(mirror_views((0, 1, 2))) == 8
