@@ -14,6 +14,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from pancreas_mtl.data.resample import resample
+from pancreas_mtl.metrics.surface import bounding_box
 from pancreas_mtl.types import FloatArray, Triple
 
 MAX_CANDIDATES = 5
@@ -52,12 +53,10 @@ def lesion_candidates(probability: FloatArray) -> FloatArray:
     probabilities into a detection map (Bosma et al. 2021, arXiv:2112.05151).
     """
     found = np.zeros_like(probability)
-    (box,) = ndimage.find_objects(probability >= MIN_SCORE) or [None]
-    if box is None:
-        return found
+    box = bounding_box(probability >= MIN_SCORE)
     rest, scores = np.where(probability[box] >= MIN_SCORE, probability[box], 0), found[box]
     count = 0
-    while count < MAX_CANDIDATES and (peak := rest.max()) >= MIN_SCORE:
+    while count < MAX_CANDIDATES and (peak := rest.max(initial=0.0)) >= MIN_SCORE:
         components, _ = ndimage.label(rest > peak / PEAK_PER_BORDER, NEIGHBOURS)
         candidate = components == components[np.unravel_index(rest.argmax(), rest.shape)]
         rest[candidate] = 0
