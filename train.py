@@ -13,12 +13,13 @@ from omegaconf import DictConfig
 from pancreas_mtl import build
 from pancreas_mtl.command import command
 from pancreas_mtl.evaluation.evaluate import evaluate
+from pancreas_mtl.evaluation.held_out import calibrate, predict_held_out
 from pancreas_mtl.evaluation.references import Reference
 from pancreas_mtl.evaluation.report import write_report
 from pancreas_mtl.evaluation.results import write_metrics
 from pancreas_mtl.evaluation.task import Task
-from pancreas_mtl.evaluation.validate import predict_validation
 from pancreas_mtl.inference.bundle import save_bundle
+from pancreas_mtl.inference.calibration import save_calibration
 from pancreas_mtl.run_folder import open_run
 from pancreas_mtl.training.checkpoints import averaged_weights
 from pancreas_mtl.types import Case
@@ -46,12 +47,14 @@ def main(config: DictConfig) -> None:
 
 
 def _finish(config: DictConfig, run_dir: Path, validation: list[Case]) -> None:
-    """Predict and evaluate the validation cases in full, and write the report."""
-    workers = build.workers(config)
-    predict_validation(run_dir / "bundle", validation, run_dir / "validation")
+    """Predict the validation cases in full, calibrate the bundle, evaluate and report."""
+    workers, task = build.workers(config), build.settings(Task, config, "task")
+    bundle, oof, calibrated = (run_dir / name for name in ("bundle", "oof", "validation"))
     references = [Reference(case.name, case.mask, case.subtype) for case in validation]
-    task = build.settings(Task, config, "task")
-    metrics = evaluate(run_dir / "validation", references, task=task, workers=workers)
+    predict_held_out(bundle, validation, oof)
+    fitted = calibrate(oof, references, calibrated, coverage=task.coverage, workers=workers)
+    save_calibration(bundle, fitted)
+    metrics = evaluate(calibrated, references, task=task, workers=workers)
     write_metrics(metrics, run_dir / "metrics.json")
     page = write_report([run_dir], run_dir, workers=workers)
     print(f"bundle: {run_dir / 'bundle'}\nreport: {page}")

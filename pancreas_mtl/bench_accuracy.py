@@ -16,7 +16,8 @@ from pancreas_mtl.data.pool import default_workers
 from pancreas_mtl.errors import CaseError
 from pancreas_mtl.evaluation.trial_table import read_outcomes, render_markdown, summarise, write_csv
 from pancreas_mtl.evaluation.trials import Laboratory, list_trials, run_trials
-from pancreas_mtl.phantom import BYTES_PER_CASE
+
+PHANTOM_BYTES = 4e8  # in memory, for a large crop
 
 
 @command("bench_accuracy")
@@ -31,7 +32,7 @@ def main(config: DictConfig) -> None:
         ensembles=options["ensembles"],
         only=options["only"],
     )
-    workers = default_workers(BYTES_PER_CASE)
+    workers = default_workers(PHANTOM_BYTES)
     write_dataset(output_dir / "data", **options["phantoms"], num_validation=0, workers=workers)
     laboratory = Laboratory(output_dir, threads=options["threads"])
     failures = run_trials(trials, laboratory, jobs=options["jobs"])

@@ -1,6 +1,7 @@
 """Compare predictions with references, in the scanner's own grid.
 
 python -m pancreas_mtl.evaluate predictions=DIR references=DIR output_dir=DIR
+python -m pancreas_mtl.evaluate runs=outputs/runs/balanced output_dir=DIR   # all folds of a variant
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pancreas_mtl.data.pool import default_workers
 from pancreas_mtl.errors import CaseError
 from pancreas_mtl.evaluation.compare import compare, read_cases, write_comparisons
 from pancreas_mtl.evaluation.evaluate import BYTES_PER_CASE, evaluate
-from pancreas_mtl.evaluation.references import read_references
+from pancreas_mtl.evaluation.inputs import find_inputs
 from pancreas_mtl.evaluation.results import write_results
 from pancreas_mtl.evaluation.table import render_comparison, render_table
 from pancreas_mtl.evaluation.task import Task
@@ -28,12 +29,11 @@ def main(config: DictConfig) -> None:
     """Evaluate, write `metrics.json`, `metrics.csv` and pictures, print the tables."""
     options: Any = OmegaConf.to_container(config, resolve=True)
     task = Task(**options["task"])
-    given = options["predictions"]
-    predictions = [Path(one) for one in (given if isinstance(given, list) else [given])]
-    references = read_references(Path(config.references))
-    other = config.compare and read_cases(Path(config.compare), {one.name for one in references})
     workers = default_workers(BYTES_PER_CASE) if config.workers is None else config.workers
-    output_dir = make_folder(Path(config.output_dir))
+    output_dir = Path(config.output_dir)
+    predictions, references = find_inputs(options, output_dir, task=task, workers=workers)
+    other = config.compare and read_cases(Path(config.compare), {one.name for one in references})
+    make_folder(output_dir)
 
     metrics = evaluate(predictions, references, task=task, workers=workers, missing=config.missing)
     artefacts = write_results(metrics, output_dir)

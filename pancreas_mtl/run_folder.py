@@ -23,6 +23,7 @@ CONTENTS = (
     "train.log",
     "bundle",
     "checkpoints",
+    "oof",
     "validation",
     "evaluation",
 )

@@ -11,7 +11,6 @@ from omegaconf import DictConfig
 
 from pancreas_mtl.build.settings import plain
 from pancreas_mtl.errors import UsageError
-from pancreas_mtl.inference.maps import MAPS
 from pancreas_mtl.inference.pipeline import Source
 from pancreas_mtl.inference.predictor import PRESETS, Predictor
 from pancreas_mtl.interop.sources import find_sources
@@ -32,7 +31,6 @@ def predictor(config: DictConfig) -> Predictor:
         preset=config.preset,
         device=config.device,
         precision=config.precision,
-        maps=[name for name in MAPS if config[name]],
     )
 
 

@@ -3,7 +3,7 @@
     model.safetensors   the averaged weights, float32
     plan.json           see `data/plan.py`
     config.yaml         the resolved configuration of the run; `model` rebuilds the network
-    calibration.json    what was fitted on validation cases (optional)
+    calibration.json    what was fitted on held-out cases, see `calibration.py` (optional)
 
 Nothing of it is ever executed: the config only names built-in choices.
 """
@@ -11,11 +11,10 @@ Nothing of it is ever executed: the config only names built-in choices.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +25,11 @@ from torch import Tensor
 
 from pancreas_mtl.data.plan import load_plan, save_plan
 from pancreas_mtl.errors import UsageError
+from pancreas_mtl.inference.calibration import Calibration, read_calibration, save_calibration
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
 from pancreas_mtl.types import Plan
 
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What was fitted on cases held out from training; the defaults change nothing.
-
-    `subtype_temperature` T turns subtype probabilities p into p^(1/T), normalised (Guo et al.,
-    arXiv:1706.04599). `largest_pancreas` and `largest_lesion`
-    keep only the largest component.
-    """
-
-    subtype_temperature: float = 1.0
-    largest_pancreas: bool = False
-    largest_lesion: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,11 +73,11 @@ def save_bundle(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def save_calibration(folder: Path, calibration: Calibration) -> None:
-    """Write or replace `calibration.json` of a bundle."""
-    temporary = folder / ".calibration.json.tmp"
-    temporary.write_text(json.dumps(asdict(calibration), indent=2) + "\n")
-    temporary.replace(folder / "calibration.json")
+def find_bundles(path: Path) -> list[Path]:
+    """The bundle `path`, or the bundles directly in it, which are an ensemble."""
+    if (path / "config.yaml").exists() or not path.is_dir():
+        return [path]
+    return sorted(one for one in path.iterdir() if (one / "config.yaml").exists()) or [path]
 
 
 def load_bundle(folder: Path) -> Bundle:
@@ -119,7 +105,7 @@ def load_bundle(folder: Path) -> Bundle:
             f"({str(error).splitlines()[-1].strip()}); restore the bundle from its run"
         ) from error
     return Bundle(
-        network.eval(), plan, config, _read_calibration(folder), digest=bundle_digest(folder)
+        network.eval(), plan, config, read_calibration(folder), digest=bundle_digest(folder)
     )
 
 
@@ -164,13 +150,3 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise UsageError(f"{path}: not found; is this a bundle?") from None
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{path}: damaged ({error}); restore it from the run") from error
-
-
-def _read_calibration(folder: Path) -> Calibration:
-    path = folder / "calibration.json"
-    if not path.exists():
-        return Calibration()
-    try:
-        return Calibration(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"{path}: not a calibration ({error}); restore it from the run") from error

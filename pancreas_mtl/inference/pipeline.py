@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pancreas_mtl.data.images import case_name, read_image, write_mask, write_volume
+from pancreas_mtl.data.images import case_name, read_image, write_mask
 from pancreas_mtl.data.pool import progress
 from pancreas_mtl.errors import CaseError
 from pancreas_mtl.inference.predictor import Inferred, Predictor
@@ -127,9 +127,6 @@ class _Job:
         volume, prediction = _given(self.volume), _given(self.prediction)
         name = self.source.name
         self.source.write(output_dir, name, volume, prediction)
-        for folder, array in prediction.maps.items():
-            (output_dir / folder).mkdir(exist_ok=True)
-            write_volume(output_dir / folder / f"{name}.nii.gz", array, volume.source)
         if after_case is not None:
             after_case(name, volume, prediction)
 
@@ -152,14 +149,15 @@ class _Job:
 
     def record(self) -> CaseRecord:
         prediction = self.prediction
-        probabilities = None if prediction is None else prediction.subtype_probabilities
+        probabilities = prediction.subtype_probabilities if prediction else None
         return CaseRecord(
             name=self.source.name,
             input=str(self.source.path),
             subtype_probabilities=None
             if probabilities is None
             else tuple(float(p) for p in probabilities),
-            mask_entropy=None if prediction is None else prediction.mask_entropy,
+            conformal_set=prediction.conformal_set if prediction else None,
+            mask_entropy=prediction.mask_entropy if prediction else None,
             seconds=self.seconds,
             warnings=tuple(self.warnings),
             error=self.error,

@@ -102,9 +102,3 @@ class MeanEntropy:
     def value(self) -> float:
         """Of all voxels so far."""
         return self.sum / max(self.count, 1)
-
-
-def with_temperature(probabilities: FloatArray, temperature: float) -> FloatArray:
-    """Probabilities (..., S) made softer (T > 1) or sharper (T < 1): p^(1/T), normalised."""
-    powered: FloatArray = np.maximum(probabilities, 1e-12) ** np.float32(1 / temperature)
-    return powered / powered.sum(axis=-1, keepdims=True)

@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from pancreas_mtl.errors import UsageError
-from pancreas_mtl.inference.maps import MAPS
 from pancreas_mtl.inference.predictor import Predictor
 from pancreas_mtl.types import NUM_SUBTYPES
 
 JOURNAL = "journal.jsonl"
-PREVIEWS = "previews"
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,7 @@ class CaseRecord:
     input: str
     subtype_probabilities: tuple[float, ...] | None = None
     mask_entropy: float | None = None
+    conformal_set: tuple[int, ...] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     error: str | None = None
@@ -40,9 +39,6 @@ class CaseRecord:
 
 def open_output(output_dir: Path, fingerprint: str, *, overwrite: bool) -> list[CaseRecord]:
     """Make the folder ready; the cases that an interrupted run with this fingerprint finished.
-
-    To overwrite is to remove what an earlier run left of its cases, so that nothing stale is
-    evaluated with the new ones.
 
     Raises:
         UsageError: the folder holds a finished prediction, or a started one of other models.
@@ -62,28 +58,9 @@ def open_output(output_dir: Path, fingerprint: str, *, overwrite: bool) -> list[
                 "settings; give another output_dir, or overwrite=true"
             )
         return [record for line in lines if (record := _parse(line)) and record.error is None]
-    _remove_cases(output_dir)
     (output_dir / "run.json").unlink(missing_ok=True)
     journal.write_text(fingerprint + "\n")
     return []
-
-
-def _remove_cases(output_dir: Path) -> None:
-    """Remove masks, maps and previews of the cases in `run.json` and in the journal."""
-    names: set[str] = set()
-    try:
-        record = json.loads((output_dir / "run.json").read_text())
-        names |= {case["name"] for case in record["cases"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # none, or none of ours
-    if (output_dir / JOURNAL).exists():
-        lines = (output_dir / JOURNAL).read_text().splitlines()
-        names |= {record.name for line in lines if (record := _parse(line))}
-    for name in names:
-        file = f"{Path(name).name}.nii.gz"
-        for path in (output_dir / file, *(output_dir / folder / file for folder in MAPS)):
-            path.unlink(missing_ok=True)
-        (output_dir / PREVIEWS / f"{Path(name).name}.png").unlink(missing_ok=True)
 
 
 def append(output_dir: Path, record: CaseRecord) -> None:
@@ -95,19 +72,20 @@ def append(output_dir: Path, record: CaseRecord) -> None:
 def close_output(output_dir: Path, records: Sequence[CaseRecord], facts: Mapping[str, Any]) -> None:
     """Write the CSV files and `run.json`, and drop the journal."""
     done = sorted((r for r in records if r.error is None), key=lambda r: r.name)
-    known = [(r.name, r.subtype_probabilities) for r in done if r.subtype_probabilities]
+    known = [record for record in done if record.subtype_probabilities]
+    sets = ["conformal_set"] if any(r.conformal_set is not None for r in known) else []
     _write_csv(
         output_dir / "subtype_results.csv",
         ["Names", "Subtype"],
-        ([f"{name}.nii.gz", p.index(max(p))] for name, p in known),
+        ([f"{r.name}.nii.gz", _subtype(r)] for r in known),
     )
     _write_csv(
         output_dir / "subtype_probabilities.csv",
-        ["Names", *(f"p{s}" for s in range(NUM_SUBTYPES))],
-        ([f"{name}.nii.gz", *(f"{value:.6f}" for value in p)] for name, p in known),
+        ["Names", *(f"p{s}" for s in range(NUM_SUBTYPES)), *sets],
+        ([f"{r.name}.nii.gz", *_shares(r), *([_set(r)] if sets else [])] for r in known),
     )
     failures = [{"name": r.name, "input": r.input, "error": r.error} for r in records if r.error]
-    cases = [_without(asdict(r), "error", "subtype_probabilities") for r in done]
+    cases = [_without(asdict(r), "error", "subtype_probabilities", "conformal_set") for r in done]
     text = json.dumps({"schema": 1, **facts, "cases": cases, "failures": failures}, indent=1)
     _write_text(output_dir / "run.json", text + "\n")
     (output_dir / JOURNAL).unlink(missing_ok=True)
@@ -125,14 +103,30 @@ def run_facts(predictor: Predictor, config: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
+def _subtype(record: CaseRecord) -> int:
+    probabilities = record.subtype_probabilities or ()
+    return probabilities.index(max(probabilities))
+
+
+def _shares(record: CaseRecord) -> list[str]:
+    return [f"{value:.6f}" for value in record.subtype_probabilities or ()]
+
+
+def _set(record: CaseRecord) -> str:
+    return "|".join(map(str, record.conformal_set or ()))
+
+
+def read_record(raw: Mapping[str, Any]) -> CaseRecord:
+    """A record from what JSON made of it; a TypeError for anything else."""
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+    return CaseRecord(**values)
+
+
 def _parse(line: str) -> CaseRecord | None:
     """A journal's line; None for one that was cut off."""
     try:
-        raw = json.loads(line)
-        probabilities = raw["subtype_probabilities"]
-        raw["subtype_probabilities"] = None if probabilities is None else tuple(probabilities)
-        return CaseRecord(**{**raw, "warnings": tuple(raw["warnings"])})
-    except (ValueError, KeyError, TypeError):
+        return read_record(json.loads(line))
+    except (ValueError, AttributeError, TypeError):
         return None
 
 

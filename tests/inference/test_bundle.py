@@ -7,13 +7,8 @@ import torch
 import yaml
 
 from pancreas_mtl.errors import UsageError
-from pancreas_mtl.inference.bundle import (
-    Calibration,
-    bundle_digest,
-    load_bundle,
-    save_bundle,
-    save_calibration,
-)
+from pancreas_mtl.inference.bundle import bundle_digest, load_bundle, save_bundle
+from pancreas_mtl.inference.calibration import Calibration, save_calibration
 
 
 def test_round_trip(bundle, plan, network):

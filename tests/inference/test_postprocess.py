@@ -7,7 +7,6 @@ from pancreas_mtl.inference.postprocess import (
     clean_up,
     labels_at,
     largest_component,
-    with_temperature,
 )
 
 RNG = np.random.default_rng(0)
@@ -87,11 +86,3 @@ def test_entropy_counts_the_predicted_pancreas_alone_and_adds_up():
     p[:, 0, 0, 0] = (0.0, 0.5, 0.5)
     entropy.add(p[:, :1])
     assert entropy.value == pytest.approx((first + np.log(2)) / 2, rel=1e-5)
-
-
-def test_temperature():
-    p = np.array([[0.7, 0.2, 0.1]], np.float32)
-    np.testing.assert_allclose(with_temperature(p, 1.0), p, rtol=1e-6)
-    assert with_temperature(p, 2.0)[0, 0] < 0.7 < with_temperature(p, 0.5)[0, 0]
-    np.testing.assert_allclose(with_temperature(p, 3.0).sum(), 1, rtol=1e-6)
-    assert np.isfinite(with_temperature(np.array([1.0, 0.0, 0.0], np.float32), 0.25)).all()

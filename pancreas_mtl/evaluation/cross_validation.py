@@ -1,0 +1,170 @@
+"""Brings the folds of a variant together: out-of-fold predictions, and the ensemble.
+
+<output_dir>/oof/         every run's `oof/` in one folder, and folds.csv: which run it came from
+<output_dir>/calibrated/  the same cases, each fold calibrated by the others
+<output_dir>/ensemble/    the runs' bundles, calibrated by all: `predict.py model=.../ensemble`
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pancreas_mtl.data.cases import read_cases
+from pancreas_mtl.errors import UsageError
+from pancreas_mtl.evaluation.calibrate import HeldOut, cross_fit, fit
+from pancreas_mtl.evaluation.held_out import (
+    LOSSES,
+    read_held_out,
+    read_losses,
+    write_calibrated,
+    write_losses,
+)
+from pancreas_mtl.evaluation.predictions import read_predictions
+from pancreas_mtl.evaluation.references import Reference
+from pancreas_mtl.inference.calibration import save_calibration
+from pancreas_mtl.inference.writer import CaseRecord, close_output, open_output, read_record
+
+OOF, CALIBRATED, ENSEMBLE = "oof", "calibrated", "ensemble"
+KIND = "out-of-fold"
+
+
+def cross_validate(
+    runs: Sequence[Path], output_dir: Path, *, coverage: float, workers: int = 1
+) -> tuple[Path, list[Reference]]:
+    """Gather the runs' out-of-fold cases, calibrate them and the ensemble.
+
+    Args:
+        runs: training folders, or folders of them.
+        output_dir: gets the three folders above.
+        coverage: that the conformal sets state.
+        workers: processes.
+
+    Returns:
+        The folder of calibrated predictions, and their references.
+
+    Raises:
+        UsageError: a folder that holds no finished run, or a case that two runs held out.
+    """
+    folds = find_runs(runs)
+    group_of = gather(folds, output_dir / OOF)
+    references = [r for r in read_run_references(folds.values()) if r.name in group_of]
+    cases = read_held_out(output_dir / OOF, references, group_of, workers=workers)
+    by_group = cross_fit(cases, coverage=coverage, kind=KIND)
+    write_calibrated(
+        output_dir / OOF, {c.name: by_group[c.group] for c in cases}, output_dir / CALIBRATED
+    )
+    make_ensemble(folds, cases, output_dir / ENSEMBLE, coverage=coverage)
+    return output_dir / CALIBRATED, references
+
+
+def find_runs(paths: Iterable[Path]) -> dict[str, Path]:
+    """The training folders among `paths` and directly below them, in order, by short names.
+
+    Raises:
+        UsageError: there is none, or one that is not finished.
+    """
+    found = []
+    for path in paths:
+        here = [path, *sorted(path.iterdir())] if path.is_dir() else []
+        runs = [one for one in here if (one / "splits.json").exists()]
+        if not runs:
+            raise UsageError(f"runs={path}: no training run in it; give the output_dir of train.py")
+        found += runs
+    for run in found:
+        if not (run / OOF / "run.json").exists():
+            raise UsageError(f"runs: {run} is not finished: repeat its command with resume=true")
+    unique = len({run.name for run in found}) == len(found)
+    return {run.name if unique else f"{n}-{run.name}": run for n, run in enumerate(found)}
+
+
+def gather(runs: Mapping[str, Path], oof_dir: Path) -> dict[str, str]:
+    """Bring the runs' `oof/` into one folder; the short name of each case's run.
+
+    Raises:
+        UsageError: a case in two runs.
+    """
+    predictions = read_predictions(
+        [run / OOF for run in runs.values()]
+    )  # refuses a case in two of them
+    shutil.rmtree(oof_dir, ignore_errors=True)
+    open_output(oof_dir, "gathered", overwrite=True)
+    records: list[CaseRecord] = []
+    group_of: dict[str, str] = {}
+    losses: dict[str, tuple[float, ...]] = {}
+    facts: dict[str, Any] = {}
+    for short, run in runs.items():
+        document = json.loads((run / OOF / "run.json").read_text())
+        records += [read_record(one) for one in document.pop("failures")]
+        for raw in document.pop("cases"):
+            name = raw["name"]
+            group_of[name] = short
+            _link(run / OOF / f"{name}.nii.gz", oof_dir / f"{name}.nii.gz")
+            probabilities = predictions[name].probabilities
+            records.append(replace(read_record(raw), subtype_probabilities=probabilities))
+        losses |= read_losses(run / OOF / LOSSES)
+        facts = document | {"bundles": [*facts.get("bundles", []), *document["bundles"]]}
+    close_output(oof_dir, records, facts)
+    write_losses(losses, oof_dir / LOSSES)
+    with (oof_dir / "folds.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["Names", "Run"])
+        writer.writerows([f"{name}.nii.gz", run] for name, run in sorted(group_of.items()))
+    return group_of
+
+
+def read_run_references(runs: Iterable[Path]) -> list[Reference]:
+    """All cases of the dataset on which the runs were trained.
+
+    Raises:
+        UsageError: the runs were trained on different datasets.
+    """
+    data = {(section["layout"], section["root"]) for section in map(_data_section, runs)}
+    if len(data) > 1:
+        roots = ", ".join(sorted(str(root) for _, root in data))
+        raise UsageError(f"runs: trained on different datasets ({roots}): give those of one")
+    ((layout, root),) = data
+    cases = read_cases("quiz" if layout == "phantom" else layout, Path(root))
+    return [Reference(case.name, case.mask, case.subtype) for case in cases]
+
+
+def _data_section(run: Path) -> Mapping[str, Any]:
+    section: Mapping[str, Any] = yaml.safe_load((run / "config.yaml").read_text())["data"]
+    return section
+
+
+def make_ensemble(
+    runs: Mapping[str, Path], cases: Sequence[HeldOut], output_dir: Path, *, coverage: float
+) -> None:
+    """Copy the runs' bundles; temperatures and clean-up are fitted on all out-of-fold cases.
+
+    Each bundle keeps the conformity of the cases that it had not seen itself, since conformal sets
+    of an ensemble compare case by case with the right model.
+    """
+    together = fit(cases, coverage=coverage, kind=KIND)
+    shutil.rmtree(output_dir, ignore_errors=True)
+    for short, run in runs.items():
+        own = fit([c for c in cases if c.group == short], coverage=coverage, kind=KIND)
+        bundle = output_dir / short
+        bundle.mkdir(parents=True)
+        for file in (run / "bundle").iterdir():
+            _link(file, bundle / file.name)
+        (bundle / "calibration.json").unlink(missing_ok=True)
+        save_calibration(bundle, replace(together, conformity=own.conformity))
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link, or a copy where the file system has none."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,106 @@
+"""What is fitted after training on cases held out from it, and how a prediction uses it.
+
+Temperatures turn probabilities p into p^(1/T), normalised (Guo et al. 2017, arXiv:1706.04599).
+
+A conformal set holds every subtype that cannot be excluded: the true one is in it with the stated
+coverage, whatever the model is worth, as long as new cases come from where the held-out ones came
+from (Vovk et al. 2005). A subtype is excluded where too many held-out cases gave their own subtype
+a higher probability; for a single model that is the usual split-conformal set (Sadinle et al. 2019,
+doi:10.1080/01621459.2017.1395341). In an ensemble of folds each held-out case is compared with what
+the model says that had not seen it (CV+: Romano et al. 2020, arXiv:2006.02544).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from pancreas_mtl.errors import UsageError
+from pancreas_mtl.types import NUM_SUBTYPES, FloatArray
+
+FILE = "calibration.json"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The defaults change nothing, and give no sets.
+
+    `conformity` holds the probability, before any temperature, that the model gave to the true
+    subtype of each held-out case; `coverage` is what its sets state. `largest_pancreas` and
+    `largest_lesion` keep only the largest component. `fitted_on` says how many cases of which kind
+    it owes to.
+    """
+
+    subtype_temperature: float = 1.0
+    mask_temperature: float = 1.0
+    largest_pancreas: bool = False
+    largest_lesion: bool = False
+    coverage: float = 0.0
+    conformity: tuple[float, ...] = ()
+    fitted_on: str = "nothing"
+
+
+def with_temperature(probabilities: FloatArray, temperature: float) -> FloatArray:
+    """Probabilities (..., S) made softer (T > 1) or sharper (T < 1): p^(1/T), normalised."""
+    powered: FloatArray = np.maximum(probabilities, 1e-12) ** np.float32(1 / temperature)
+    return powered / powered.sum(axis=-1, keepdims=True)
+
+
+def calibrated(raw: Sequence[FloatArray], calibrations: Sequence[Calibration]) -> FloatArray:
+    """The mean (S,) of the models' probabilities, each with its own temperature."""
+    each = [
+        with_temperature(probabilities, calibration.subtype_temperature)
+        for probabilities, calibration in zip(raw, calibrations, strict=True)
+    ]
+    average: FloatArray = np.mean(each, axis=0)
+    return average
+
+
+def conformal_set(
+    raw: Sequence[FloatArray], calibrations: Sequence[Calibration]
+) -> tuple[int, ...] | None:
+    """The subtypes that cannot be excluded, in order; None unless every model can tell.
+
+    It may be empty, where the case is unlike the held-out ones, and holds all subtypes where too
+    few of those are known for the coverage.
+
+    Args:
+        raw: probabilities (S,) of each model, before any temperature.
+        calibrations: of each model; models of one ensemble state the same coverage.
+    """
+    coverages = {calibration.coverage for calibration in calibrations}
+    if len(coverages) != 1 or not all(calibration.conformity for calibration in calibrations):
+        return None
+    total = sum(len(calibration.conformity) for calibration in calibrations)
+    better = np.zeros(NUM_SUBTYPES)
+    for probabilities, calibration in zip(raw, calibrations, strict=True):
+        better += (np.array(calibration.conformity)[:, None] > probabilities).sum(axis=0)
+    kept = better < coverages.pop() * (total + 1)
+    return tuple(int(subtype) for subtype in np.flatnonzero(kept))
+
+
+def save_calibration(folder: Path, calibration: Calibration) -> None:
+    """Write or replace `calibration.json` of a bundle."""
+    temporary = folder / f".{FILE}.tmp"
+    temporary.write_text(json.dumps(asdict(calibration), indent=2) + "\n")
+    temporary.replace(folder / FILE)
+
+
+def read_calibration(folder: Path) -> Calibration:
+    """That of a bundle; without the file, one that changes nothing.
+
+    Raises:
+        UsageError: the file is no calibration.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return Calibration()
+    try:
+        calibration = Calibration(**json.loads(path.read_text()))
+        return replace(calibration, conformity=tuple(calibration.conformity))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path}: not a calibration ({error}); restore it from the run") from error

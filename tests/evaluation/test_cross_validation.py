@@ -1,0 +1,184 @@
+import csv
+import json
+import shutil
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from pancreas_mtl import Predictor
+from pancreas_mtl.data.images import read_image, read_mask
+from pancreas_mtl.errors import UsageError
+from pancreas_mtl.evaluate import main
+from pancreas_mtl.evaluation.cross_validation import find_runs, gather
+from pancreas_mtl.evaluation.held_out import (
+    LOSSES,
+    calibrate,
+    predict_held_out,
+    read_held_out,
+    read_losses,
+)
+from pancreas_mtl.evaluation.references import Reference
+from pancreas_mtl.inference.bundle import load_bundle, save_bundle
+from pancreas_mtl.inference.calibration import Calibration, read_calibration, save_calibration
+from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
+from pancreas_mtl.types import Case, Intensity, Plan
+
+MODEL = {"head": "lesion", "stages": [0, 1], "hidden": 8, "dropout": 0.0, "detach_head": False}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("folds")
+
+
+@pytest.fixture(scope="module")
+def cases(folder):
+    """Twelve noisy images with a mask and a subtype each, in the quiz layout; one has no mask."""
+    rng, found = np.random.default_rng(0), []
+    mask = np.zeros((12, 12, 8), np.uint8)
+    mask[3:10, 3:9, 2:6] = 1
+    mask[5:8, 4:7, 3:5] = 2
+    affine = np.diag([-1.5, -2.0, 4.0, 1.0])
+    for number in range(12):
+        part = folder / "data" / "train" / f"subtype{number % 3}"
+        part.mkdir(parents=True, exist_ok=True)
+        image, path = (part / f"quiz_{number % 3}_{number:03}{end}.nii.gz" for end in ("_0000", ""))
+        nib.save(nib.Nifti1Image(rng.normal(60, 50, mask.shape).astype(np.float32), affine), image)
+        if number:
+            nib.save(nib.Nifti1Image(mask, affine), path)
+        found.append(Case(path.name[:-7], image, path if number else None, number % 3))
+    return found
+
+
+@pytest.fixture(scope="module")
+def runs(folder, cases):
+    """Two runs with random weights, six held-out cases each."""
+    plan = Plan(
+        spacing_mm=(4.0, 2.0, 1.5),
+        patch_size=(8, 16, 16),
+        batch_size=2,
+        channels=(4, 8, 8),
+        kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
+        strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)),
+        intensity=Intensity(mean_hu=60.0, std_hu=50.0, low_hu=-100.0, high_hu=250.0),
+    )
+    config = {
+        "model": MODEL,
+        "augment": {"flip_p": 0.0},
+        "data": {"layout": "quiz", "root": str(folder / "data")},
+    }
+    folders = []
+    for fold in range(2):
+        torch.manual_seed(fold)
+        run = folder / "runs" / f"fold{fold}"
+        network = MultitaskUNet(plan, NetworkConfig(**(MODEL | {"stages": (0, 1)})))
+        save_bundle(run / "bundle", network.state_dict(), plan, config)
+        (run / "splits.json").write_text("{}")
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        predict_held_out(run / "bundle", cases[fold::2], run / "oof")
+        folders.append(run)
+    return folders
+
+
+def references(cases):
+    return [Reference(case.name, case.mask, case.subtype) for case in cases]
+
+
+def test_held_out_predictions_are_raw_and_come_with_the_masks_losses(runs, cases, tmp_path):
+    oof, bundle = tmp_path / "oof", tmp_path / "bundle"
+    shutil.copytree(runs[0] / "bundle", bundle)
+    shutil.copytree(runs[0] / "oof", oof)  # as an earlier attempt may have left it
+    save_calibration(bundle, Calibration(subtype_temperature=3.0))
+    predict_held_out(bundle, cases[:2], oof)
+    assert read_calibration(bundle) == Calibration()
+    raw = Predictor.from_bundle(bundle).predict(read_image(cases[0].image))
+    found = {case.name: case for case in read_held_out(oof, references(cases))}
+    np.testing.assert_allclose(
+        found[cases[0].name].probabilities, raw.subtype_probabilities, atol=1e-5
+    )
+    assert found.keys() == {cases[0].name, cases[1].name}
+    assert read_losses(oof / LOSSES).keys() == {cases[1].name}, "the first has no mask"
+    assert found[cases[0].name].gain_lesion is None
+    assert found[cases[1].name].gain_lesion is not None
+
+
+def test_one_runs_cases_are_calibrated_without_themselves(runs, cases, tmp_path):
+    fitted = calibrate(runs[0] / "oof", references(cases), tmp_path / "out", coverage=0.9)
+    assert fitted.fitted_on == "6 validation cases"
+    assert len(fitted.conformity) == 6
+    with (tmp_path / "out" / "subtype_probabilities.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    assert {row["conformal_set"] for row in rows} == {"0|1|2"}, "too few cases exclude nothing"
+    assert read_mask(tmp_path / "out" / f"{cases[0].name}.nii.gz").array.shape == (8, 12, 12)
+
+
+@pytest.fixture(scope="module")
+def evaluated(runs, folder):
+    output_dir = folder / "cv"
+    arguments = [f"runs={runs[0].parent}", f"output_dir={output_dir}", "workers=1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["evaluate", *arguments, "task.bootstrap_resamples=20"])
+        main()
+    return output_dir
+
+
+def test_all_folds_become_figures_and_an_ensemble(evaluated, runs, cases):
+    metrics = json.loads((evaluated / "metrics.json").read_text())
+    assert [case["name"] for case in metrics["cases"]] == sorted(case.name for case in cases)
+    assert metrics["lesion"]["n_cases"] == 11
+    assert metrics["subtype"]["conformal"]["target_coverage"] == 0.9
+    with (evaluated / "oof" / "folds.csv").open() as file:
+        folds = {row["Names"]: row["Run"] for row in csv.DictReader(file)}
+    assert folds[f"{cases[1].name}.nii.gz"] == "fold1"
+    raw = (runs[1] / "oof" / "subtype_probabilities.csv").read_text().splitlines()
+    gathered = (evaluated / "oof" / "subtype_probabilities.csv").read_text().splitlines()
+    assert set(raw) < set(gathered)
+
+    own, other = (load_bundle(evaluated / "ensemble" / f"fold{k}").calibration for k in (0, 1))
+    assert own.fitted_on == other.fitted_on == "12 out-of-fold cases"
+    assert own.subtype_temperature == other.subtype_temperature != 1
+    assert own.mask_temperature == other.mask_temperature != 1
+    held_out = read_held_out(runs[0] / "oof", references(cases))
+    expected = sorted(c.probabilities[c.subtype] for c in held_out)
+    assert own.conformity == pytest.approx(expected, abs=1e-6)
+    assert read_calibration(runs[0] / "bundle") == Calibration(), "the runs stay as they were"
+
+
+def test_the_ensemble_is_one_model(evaluated, runs, cases):
+    image = read_image(cases[0].image)
+    together = Predictor.from_bundle(evaluated / "ensemble").predict(image)
+    folds = [evaluated / "ensemble" / f"fold{k}" for k in (0, 1)]
+    alone = [Predictor.from_bundle(fold).predict(image).subtype_probabilities for fold in folds]
+    np.testing.assert_allclose(together.subtype_probabilities, np.mean(alone, axis=0), atol=1e-6)
+    assert together.conformal_set is not None
+
+
+def test_a_case_in_two_runs_is_refused(runs, tmp_path):
+    with pytest.raises(UsageError, match="each case may be predicted once"):
+        gather({"a": runs[0], "b": runs[0]}, tmp_path / "oof")
+
+
+def test_what_is_no_finished_run_is_refused(runs, tmp_path):
+    with pytest.raises(UsageError, match="no training run in it"):
+        find_runs([runs[0] / "oof"])
+    (tmp_path / "fold1").mkdir()
+    shutil.copy(runs[1] / "splits.json", tmp_path / "fold1")
+    with pytest.raises(UsageError, match="fold1 is not finished"):
+        find_runs([tmp_path])
+
+
+def test_runs_of_one_name_get_different_short_names(runs):
+    assert list(find_runs([runs[0], runs[0]])) == ["0-fold0", "1-fold0"]
+
+
+def test_runs_do_not_go_with_predictions(tmp_path, monkeypatch, capsys):
+    for arguments in (["runs=a", "predictions=b"], ["predictions=a"], []):
+        monkeypatch.setattr(sys, "argv", ["evaluate", *arguments, f"output_dir={tmp_path}"])
+        with pytest.raises(SystemExit, match="2"):
+            main()
+        assert "or runs=[DIR,...] of all folds" in capsys.readouterr().err

@@ -1,0 +1,119 @@
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pancreas_mtl.errors import UsageError
+from pancreas_mtl.inference.calibration import (
+    FILE,
+    Calibration,
+    calibrated,
+    conformal_set,
+    read_calibration,
+    save_calibration,
+    with_temperature,
+)
+
+COVERAGE = 0.9
+
+
+def answers(rng, subtypes, skill=1.0):
+    """Over-confident probabilities (N, S) whose argmax is often right."""
+    logits = skill * np.eye(3)[subtypes] + rng.normal(size=(len(subtypes), 3))
+    powers = np.exp(3 * logits)
+    return (powers / powers.sum(1, keepdims=True)).astype(np.float32)
+
+
+def conformity(probabilities, subtypes):
+    own = probabilities[np.arange(len(subtypes)), subtypes]
+    return Calibration(coverage=COVERAGE, conformity=tuple(float(p) for p in own))
+
+
+def test_temperature():
+    p = np.array([[0.7, 0.2, 0.1]], np.float32)
+    np.testing.assert_allclose(with_temperature(p, 1.0), p, rtol=1e-6)
+    assert with_temperature(p, 2.0)[0, 0] < 0.7 < with_temperature(p, 0.5)[0, 0]
+    np.testing.assert_allclose(with_temperature(p, 3.0).sum(), 1, rtol=1e-6)
+    assert np.isfinite(with_temperature(np.array([1.0, 0.0, 0.0], np.float32), 0.25)).all()
+
+
+def test_an_ensemble_averages_calibrated_probabilities():
+    raw = [np.array([0.8, 0.1, 0.1], np.float32), np.array([0.2, 0.2, 0.6], np.float32)]
+    both = [Calibration(subtype_temperature=1.0), Calibration(subtype_temperature=2.0)]
+    root = np.sqrt(raw[1]) / np.sqrt(raw[1]).sum()
+    np.testing.assert_allclose(calibrated(raw, both), (raw[0] + root) / 2, rtol=1e-6)
+
+
+def test_a_single_models_set_is_the_quantile_rule():
+    """Split conformal: keep what is at least as probable as the k-th largest of n conformities."""
+    rng = np.random.default_rng(0)
+    own = rng.random(49)
+    calibration = Calibration(coverage=COVERAGE, conformity=tuple(own))
+    threshold = np.sort(own)[::-1][int(np.ceil(COVERAGE * 50)) - 1]
+    for _ in range(50):
+        p = rng.dirichlet(np.ones(3)).astype(np.float32)
+        assert conformal_set([p], [calibration]) == tuple(np.flatnonzero(p >= threshold))
+
+
+def test_coverage_lies_in_the_binomial_interval():
+    """1,000 pairs of 60 calibration cases and one new case each, exchangeable by construction."""
+    rng = np.random.default_rng(1)
+    hits = 0
+    for _ in range(1000):
+        subtypes = rng.integers(0, 3, 61)
+        p = answers(rng, subtypes)
+        found = conformal_set([p[-1]], [conformity(p[:-1], subtypes[:-1])])
+        hits += subtypes[-1] in found
+    exact = np.ceil(COVERAGE * 61) / 61  # what the rule promises for 60 cases
+    low, high = stats.binom.interval(0.999, 1000, exact)
+    assert low <= hits <= high
+
+
+def test_coverage_of_an_ensemble_of_folds_is_at_least_the_stated():
+    """Five models of different skill, each with 12 cases that it had not seen."""
+    rng = np.random.default_rng(2)
+    hits, skills = 0, np.linspace(0.3, 1.5, 5)
+    for _ in range(600):
+        folds = [(rng.integers(0, 3, 12), skill) for skill in skills]
+        models = [conformity(answers(rng, subtypes, skill), subtypes) for subtypes, skill in folds]
+        truth = rng.integers(0, 3, 1)
+        raw = [answers(rng, truth, skill)[0] for skill in skills]
+        hits += int(truth[0]) in conformal_set(raw, models)
+    assert hits >= stats.binom.ppf(0.001, 600, COVERAGE)
+
+
+def test_too_few_cases_exclude_nothing():
+    p = np.array([0.98, 0.01, 0.01], np.float32)
+    few = Calibration(coverage=COVERAGE, conformity=(0.9,) * 8)
+    assert conformal_set([p], [few]) == (0, 1, 2)
+    enough = Calibration(coverage=COVERAGE, conformity=(0.9,) * 9)
+    assert conformal_set([p], [enough]) == (0,)
+
+
+def test_no_set_unless_every_model_can_tell():
+    p = np.array([0.8, 0.1, 0.1], np.float32)
+    known = Calibration(coverage=COVERAGE, conformity=(0.5,) * 20)
+    assert conformal_set([p], [Calibration()]) is None
+    assert conformal_set([p, p], [known, Calibration(coverage=COVERAGE)]) is None
+    assert conformal_set([p, p], [known, Calibration(coverage=0.5, conformity=(0.5,))]) is None
+
+
+def test_a_set_may_be_empty():
+    unsure = np.full(3, 1 / 3, np.float32)
+    sure = Calibration(coverage=COVERAGE, conformity=(0.9,) * 20)
+    assert conformal_set([unsure], [sure]) == ()
+
+
+def test_round_trip(tmp_path):
+    assert read_calibration(tmp_path) == Calibration()
+    calibration = Calibration(2.0, 1.5, True, False, 0.9, (0.1, 0.5), "2 validation cases")
+    save_calibration(tmp_path, calibration)
+    assert read_calibration(tmp_path) == calibration
+
+
+@pytest.mark.parametrize("content", ["", "[1]", json.dumps({"temperature": 2})])
+def test_what_is_no_calibration_is_refused(tmp_path, content):
+    (tmp_path / FILE).write_text(content)
+    with pytest.raises(UsageError, match=r"calibration.json: not a calibration"):
+        read_calibration(tmp_path)
