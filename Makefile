@@ -30,7 +30,7 @@ demo: $(STAMP)  ## phantoms, training, prediction, evaluation, report: at most 1
 	$(BIN)/python train.py experiment=balanced data=quiz data.root=$(DEMO)/data \
 		output_dir=$(DEMO)/run overwrite=true $(DEMO_TRAINING)
 	$(BIN)/python predict.py model=$(DEMO)/run/bundle input=$(DEMO)/data/test \
-		output_dir=$(DEMO)/predictions overwrite=true
+		output_dir=$(DEMO)/predictions overwrite=true lesion_candidates=true attention=true preview=true
 	$(BIN)/python -m pancreas_mtl.evaluate predictions=$(DEMO)/predictions \
 		references=$(DEMO)/data/references output_dir=$(DEMO)/evaluation
 	$(BIN)/python -m pancreas_mtl.report runs=[$(DEMO)/run,$(DEMO)/evaluation] output_dir=$(DEMO)/report

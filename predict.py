@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -9,7 +10,7 @@ from omegaconf import DictConfig
 from pancreas_mtl import build
 from pancreas_mtl.command import command
 from pancreas_mtl.errors import CaseError
-from pancreas_mtl.inference.pipeline import predict_cases
+from pancreas_mtl.inference.pipeline import AfterCase, predict_cases
 from pancreas_mtl.inference.writer import close_output, open_output, run_facts
 
 
@@ -23,13 +24,20 @@ def main(config: DictConfig) -> None:
     done = open_output(output_dir, build.fingerprint_of(facts), overwrite=config.overwrite)
     names = {record.name for record in done}
     rest = [source for source in sources if source.name not in names]
-    records = [*done, *predict_cases(predictor, rest, output_dir)]
+    after_case = _preview(output_dir) if config.preview else None
+    records = [*done, *predict_cases(predictor, rest, output_dir, after_case=after_case)]
     close_output(output_dir, records, facts)
     failed = [record for record in records if record.error is not None]
     print(f"{output_dir}: {len(records) - len(failed)} of {len(records)} cases predicted")
     if failed:
         more = f" (and {len(failed) - 1} more in run.json)" if len(failed) > 1 else ""
         raise CaseError(f"{failed[0].error}{more}")
+
+
+def _preview(output_dir: Path) -> AfterCase:
+    from pancreas_mtl.inference.pictures import write_preview  # matplotlib starts slowly
+
+    return partial(write_preview, output_dir)
 
 
 if __name__ == "__main__":

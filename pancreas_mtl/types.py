@@ -13,7 +13,8 @@ they are normalised.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -147,4 +148,5 @@ class CasePrediction:
     subtype_probabilities: FloatArray | None  # (S,), sums to 1; None from a model without subtypes
     conformal_set: tuple[int, ...] | None = None  # subtypes; None from a model without calibration
     mask_entropy: float | None = None  # mean over the predicted whole pancreas, in nats
+    maps: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)  # see inference/maps.py
     logits: FloatArray | None = None  # (C, d, h, w) at the plan's spacing, where asked for

@@ -94,6 +94,9 @@ def test_predict_evaluate_report(trained, tiny_quiz, tmp_path):
         f"input={tiny_quiz / 'test'}",
         f"output_dir={predictions}",
         "preset=fast",
+        "preview=true",
+        "lesion_candidates=true",
+        "attention=true",
     )
     rows = (predictions / "subtype_results.csv").read_text().splitlines()
     assert rows[0] == "Names,Subtype"
@@ -107,6 +110,9 @@ def test_predict_evaluate_report(trained, tiny_quiz, tmp_path):
         assert mask.shape == image.shape
         assert mask.get_data_dtype() == np.uint8
         np.testing.assert_array_equal(mask.affine, image.affine)
+        for folder in ("lesion_candidates", "attention"):
+            assert nib.load(predictions / folder / name).shape == image.shape
+        assert (predictions / "previews" / name.replace(".nii.gz", ".png")).exists()
     record = json.loads((predictions / "run.json").read_text())
     assert len(record["cases"]) == 3
     assert record["failures"] == []
@@ -120,8 +126,12 @@ def test_predict_evaluate_report(trained, tiny_quiz, tmp_path):
     metrics = json.loads((evaluation / "metrics.json").read_text())
     assert metrics["n_cases"] == 3
     assert [target["name"] for target in metrics["targets"]]
+    assert 0 <= metrics["lesion_detection"]["froc"]["mean_sensitivity"] <= 1
     run("-m", "pancreas_mtl.report", f"runs=[{trained},{evaluation}]", f"output_dir={tmp_path}")
-    assert (tmp_path / "report.html").read_text().lstrip().lower().startswith("<!doctype html>")
+    page = (tmp_path / "report.html").read_text()
+    assert page.lstrip().lower().startswith("<!doctype html>")
+    assert page.count('id="attention-case-') == 2 + 3  # of the validation and the test cases
+    assert 'id="chart-froc"' in page
 
 
 def test_an_ensemble_predicts(trained, tiny_quiz, tmp_path):

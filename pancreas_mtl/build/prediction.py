@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from pancreas_mtl.build.settings import plain
 from pancreas_mtl.errors import UsageError
+from pancreas_mtl.inference.maps import MAPS
 from pancreas_mtl.inference.pipeline import Source
 from pancreas_mtl.inference.predictor import PRESETS, Predictor
 from pancreas_mtl.interop.sources import find_sources
@@ -31,6 +32,7 @@ def predictor(config: DictConfig) -> Predictor:
         preset=config.preset,
         device=config.device,
         precision=config.precision,
+        maps=[name for name in MAPS if config[name]],
     )
 
 

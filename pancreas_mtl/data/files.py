@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -80,3 +81,16 @@ def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files that a killed process left in a folder which is now ours."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Put `source` at `target` too: a hard link, or a copy where the file system has none.
+
+    Raises:
+        CaseError: the disk is full, or the folder cannot be written to.
+    """
+    with atomic_path(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)

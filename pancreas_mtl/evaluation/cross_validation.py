@@ -7,9 +7,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -19,10 +17,12 @@ from typing import Any
 import yaml
 
 from pancreas_mtl.data.cases import read_cases
+from pancreas_mtl.data.files import link_or_copy, write_csv
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluation.calibrate import HeldOut, cross_fit, fit
 from pancreas_mtl.evaluation.held_out import (
     LOSSES,
+    copy_volumes,
     read_held_out,
     read_losses,
     write_calibrated,
@@ -107,17 +107,15 @@ def gather(runs: Mapping[str, Path], oof_dir: Path) -> dict[str, str]:
         for raw in document.pop("cases"):
             name = raw["name"]
             group_of[name] = short
-            _link(run / OOF / f"{name}.nii.gz", oof_dir / f"{name}.nii.gz")
+            copy_volumes(run / OOF, oof_dir, name, with_mask=True)
             probabilities = predictions[name].probabilities
             records.append(replace(read_record(raw), subtype_probabilities=probabilities))
         losses |= read_losses(run / OOF / LOSSES)
         facts = document | {"bundles": [*facts.get("bundles", []), *document["bundles"]]}
     close_output(oof_dir, records, facts)
     write_losses(losses, oof_dir / LOSSES)
-    with (oof_dir / "folds.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["Names", "Run"])
-        writer.writerows([f"{name}.nii.gz", run] for name, run in sorted(group_of.items()))
+    rows = [(f"{name}.nii.gz", run) for name, run in sorted(group_of.items())]
+    write_csv(oof_dir / "folds.csv", ["Names", "Run"], rows)
     return group_of
 
 
@@ -156,15 +154,6 @@ def make_ensemble(
         bundle = output_dir / short
         bundle.mkdir(parents=True)
         for file in (run / "bundle").iterdir():
-            _link(file, bundle / file.name)
+            link_or_copy(file, bundle / file.name)
         (bundle / "calibration.json").unlink(missing_ok=True)
         save_calibration(bundle, replace(together, conformity=own.conformity))
-
-
-def _link(source: Path, target: Path) -> None:
-    """A hard link, or a copy where the file system has none."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from pancreas_mtl.data.files import atomic_path
+from pancreas_mtl.data.files import link_or_copy, write_csv
 from pancreas_mtl.data.images import read_mask, write_mask
 from pancreas_mtl.data.pool import map_in_processes
 from pancreas_mtl.data.resample import resample_labels, spline_orders
@@ -43,6 +43,7 @@ from pancreas_mtl.inference.calibration import (
     conformal_set,
     save_calibration,
 )
+from pancreas_mtl.inference.maps import MAPS
 from pancreas_mtl.inference.pipeline import nifti_source, predict_cases
 from pancreas_mtl.inference.postprocess import clean_up
 from pancreas_mtl.inference.predictor import PRESETS, Predictor
@@ -58,7 +59,7 @@ def predict_held_out(bundle_dir: Path, cases: Sequence[Case], oof_dir: Path) -> 
     """Predict cases into `oof_dir` by a bundle, whose calibration is reset."""
     save_calibration(bundle_dir, Calibration())
     bundle = load_bundle(bundle_dir)
-    predictor = Predictor([bundle], preset=PRESETS["accurate"], keep_logits=True)
+    predictor = Predictor([bundle], preset=PRESETS["accurate"], maps=MAPS, keep_logits=True)
     references = {case.name: case.mask for case in cases}
     losses: dict[str, tuple[float, ...] | None] = {}
 
@@ -159,6 +160,7 @@ def write_calibrated(
     for raw in facts.pop("cases"):
         name = raw["name"]
         calibration, prediction = calibrations[name], predictions[name]
+        copy_volumes(oof_dir, output_dir, name, with_mask=False)
         _clean_mask(oof_dir / f"{name}.nii.gz", calibration, output_dir / f"{name}.nii.gz")
         record = read_record(raw)
         if prediction.probabilities is not None:
@@ -174,6 +176,15 @@ def write_calibrated(
     close_output(output_dir, [*records, *failed], facts)
 
 
+def copy_volumes(source_dir: Path, target_dir: Path, name: str, *, with_mask: bool) -> None:
+    """Link what was predicted of a case into another folder: its maps, and perhaps its mask."""
+    for folder in (*MAPS, *([""] if with_mask else [])):
+        path = source_dir / folder / f"{name}.nii.gz"
+        if path.exists():
+            (target_dir / folder).mkdir(exist_ok=True)
+            link_or_copy(path, target_dir / folder / path.name)
+
+
 def _clean_mask(source: Path, calibration: Calibration, target: Path) -> None:
     mask = read_mask(source)
     cleaned = clean_up(
@@ -186,12 +197,12 @@ def _clean_mask(source: Path, calibration: Calibration, target: Path) -> None:
 
 def write_losses(losses: Mapping[str, Sequence[float] | None], path: Path) -> None:
     """Write `mask_log_loss.csv`: a row per case with a reference, a column per temperature."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["Names", *(f"{t:.4f}" for t in MASK_TEMPERATURES)])
-        for name, curve in sorted(losses.items()):
-            if curve is not None:
-                writer.writerow([f"{name}.nii.gz", *(f"{value:.6f}" for value in curve)])
+    rows = [
+        [f"{name}.nii.gz", *(f"{value:.6f}" for value in curve)]
+        for name, curve in sorted(losses.items())
+        if curve is not None
+    ]
+    write_csv(path, ["Names", *(f"{t:.4f}" for t in MASK_TEMPERATURES)], rows)
 
 
 def read_losses(path: Path) -> dict[str, tuple[float, ...]]:

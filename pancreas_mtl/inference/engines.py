@@ -42,6 +42,12 @@ class TorchEngine:
             logits, evidence = self.network.window(images.to(self.device))
         return logits.float(), evidence
 
+    def look(self, images: Tensor) -> tuple[Tensor, Evidence, Tensor]:
+        """The same, and the subtype head's pooling weights (B, R, D, H, W)."""
+        with torch.inference_mode(), self._autocast():
+            logits, evidence, weights = self.network.look(images.to(self.device))
+        return logits.float(), evidence, weights
+
     def classify(self, evidence: Evidence) -> Tensor:
         """Subtype logits (B, S) of whole-case evidence."""
         with torch.inference_mode():

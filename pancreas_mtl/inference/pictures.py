@@ -18,7 +18,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pancreas_mtl.data.files import atomic_path
-from pancreas_mtl.types import FloatArray, Label, LabelArray, Triple, TripleMm
+from pancreas_mtl.inference.writer import PREVIEWS
+from pancreas_mtl.types import (
+    CasePrediction,
+    FloatArray,
+    Label,
+    LabelArray,
+    Triple,
+    TripleMm,
+    Volume,
+)
 
 WINDOW_HU = (-160.0, 240.0)  # the usual soft-tissue window: level 40, width 400
 MARGIN_MM = 25.0
@@ -67,6 +76,21 @@ def mosaic(
     _letters(panels)
     _legend(figure, with_reference=reference is not None)
     return figure
+
+
+def write_preview(output_dir: Path, name: str, volume: Volume, prediction: CasePrediction) -> None:
+    """Draw a case as it is predicted: `previews/<name>.png`, with the subtype's probabilities.
+
+    Raises:
+        CaseError: the disk is full, or the folder cannot be written to.
+    """
+    title, probabilities = name, prediction.subtype_probabilities
+    if probabilities is not None:
+        shares = "  ".join(f"p{subtype} {p:.2f}" for subtype, p in enumerate(probabilities))
+        title = f"{name}   subtype {probabilities.argmax()}   {shares}"
+    (output_dir / PREVIEWS).mkdir(exist_ok=True)
+    figure = mosaic(volume.array, prediction.labels, volume.spacing_mm, title=title)
+    save_png(figure, output_dir / PREVIEWS / f"{name}.png")
 
 
 def save_png(figure: Figure, path: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pancreas_mtl.data.images import case_name, read_image, write_mask
+from pancreas_mtl.data.images import case_name, read_image, write_mask, write_volume
 from pancreas_mtl.data.pool import progress
 from pancreas_mtl.errors import CaseError
 from pancreas_mtl.inference.predictor import Inferred, Predictor
@@ -127,6 +127,9 @@ class _Job:
         volume, prediction = _given(self.volume), _given(self.prediction)
         name = self.source.name
         self.source.write(output_dir, name, volume, prediction)
+        for folder, array in prediction.maps.items():
+            (output_dir / folder).mkdir(exist_ok=True)
+            write_volume(output_dir / folder / f"{name}.nii.gz", array, volume.source)
         if after_case is not None:
             after_case(name, volume, prediction)
 

@@ -7,10 +7,10 @@ Calling the predictor does all three.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +22,14 @@ from pancreas_mtl.errors import CaseError
 from pancreas_mtl.inference.bundle import Bundle, find_bundles, load_bundle
 from pancreas_mtl.inference.calibration import calibrated, conformal_set
 from pancreas_mtl.inference.engines import Precision, TorchEngine
+from pancreas_mtl.inference.maps import maps_at, pooling_shares
 from pancreas_mtl.inference.postprocess import MeanEntropy, clean_up, labels_at
 from pancreas_mtl.inference.windows import MIRROR_AXES, WindowScores
 from pancreas_mtl.models.network import reductions
 from pancreas_mtl.types import (
     CasePrediction,
     FloatArray,
+    Label,
     LabelArray,
     SourceGrid,
     TripleMm,
@@ -57,13 +59,15 @@ class Inferred(NamedTuple):
     labels: LabelArray  # (D, H, W), in the source's grid
     raw_probabilities: list[FloatArray]  # (S,) of each model, before any temperature
     mask_entropy: float  # the mean of the models'
+    maps: Mapping[str, npt.NDArray[Any]]  # (D, H, W) each, those that are wanted
     logits: FloatArray | None = None  # (C, d, h, w) of the first model, where asked for
 
 
 class ModelScores:
     """One model's scores at its plan's spacing, and their entropy, plane by plane.
 
-    Probabilities are softened by `temperature`; `keep` keeps the logits of all planes.
+    Probabilities are softened by `temperature`. With `keeps_lesion` the lesion's probability is
+    kept, with `keeps_logits` the logits, which takes memory by the slice.
     """
 
     def __init__(
@@ -72,7 +76,8 @@ class ModelScores:
         *,
         as_probabilities: bool,
         temperature: float = 1.0,
-        keep: bool = False,
+        keeps_lesion: bool = False,
+        keeps_logits: bool = False,
     ) -> None:
         self.windows = windows
         self.shape = windows.shape
@@ -80,20 +85,32 @@ class ModelScores:
         self.kept: list[FloatArray] = []
         self._as_probabilities = as_probabilities
         self._temperature = temperature
-        self._keep = keep
+        self._keeps_logits = keeps_logits
         self._seen = 0  # planes whose entropy is counted
+        self._lesion = np.zeros(self.shape[1:], np.float32) if keeps_lesion else None
 
     def planes(self, low: int, high: int) -> FloatArray:
         """Logits, or probabilities, (C, high - low, h, w) on the CPU."""
         first = min(low, self._seen)
         logits = self.windows.planes(first, high)
         probabilities = (logits / self._temperature).softmax(dim=0).cpu().numpy()
-        if self._keep:
+        if self._keeps_logits:
             self.kept.append(logits[:, self._seen - first :].cpu().numpy())
         self.entropy.add(probabilities[:, self._seen - first :])
+        if self._lesion is not None:
+            self._lesion[first:high] = probabilities[Label.LESION]
         self._seen = max(self._seen, high)
         scores = probabilities if self._as_probabilities else logits.cpu().numpy()
         return scores[:, low - first :]
+
+    @property
+    def maps(self) -> dict[str, FloatArray]:
+        """What `maps_at` needs of this model, (d, h, w) each."""
+        attention = self.windows.attention
+        maps = {} if self._lesion is None else {"lesion_candidates": self._lesion}
+        if attention is not None:
+            maps["attention"] = pooling_shares(attention.cpu().numpy())
+        return maps
 
 
 class Predictor:
@@ -104,6 +121,7 @@ class Predictor:
         preset: how much work to do.
         device: "auto", "cpu", "cuda" or "cuda:N".
         precision: of the network.
+        maps: which of `maps.MAPS` to make as well.
         keep_logits: keep the first model's logits in its predictions, at its plan's spacing.
     """
 
@@ -114,11 +132,13 @@ class Predictor:
         preset: Preset = PRESETS["accurate"],
         device: str = "auto",
         precision: Precision = "auto",
+        maps: Collection[str] = (),
         keep_logits: bool = False,
     ) -> None:
         self.bundles = list(bundles)
         self.keep_logits = keep_logits
         self.preset = preset
+        self.maps = frozenset(maps)
         self.engines = [
             TorchEngine(bundle.network, device=device, precision=precision) for bundle in bundles
         ]
@@ -131,6 +151,7 @@ class Predictor:
         preset: PresetName = "accurate",
         device: str = "auto",
         precision: Precision = "auto",
+        maps: Collection[str] = (),
     ) -> Predictor:
         """Load a bundle folder; a folder or a list of several becomes an ensemble.
 
@@ -139,7 +160,7 @@ class Predictor:
         """
         paths = [path] if isinstance(path, str | Path) else list(path)
         bundles = [load_bundle(one) for path in paths for one in find_bundles(Path(path))]
-        return cls(bundles, preset=PRESETS[preset], device=device, precision=precision)
+        return cls(bundles, preset=PRESETS[preset], device=device, precision=precision, maps=maps)
 
     def __call__(self, image: npt.NDArray[np.floating], spacing_mm: TripleMm) -> CasePrediction:
         """Labels and subtype probabilities of one CT.
@@ -181,9 +202,10 @@ class Predictor:
             scores = [self._scores(model, image) for model, image in enumerate(images)]
             labels = labels_at(scores, (d, h, w), orders=orders)
             subtypes = [self._subtype(model, one) for model, one in enumerate(scores)]
+            maps = maps_at([one.maps for one in scores], (d, h, w), orders=orders)
         entropies = [one.entropy.value for one in scores]
         logits = np.concatenate(scores[0].kept, axis=1) if scores[0].kept else None
-        return Inferred(labels, subtypes, float(np.mean(entropies)), logits)
+        return Inferred(labels, subtypes, float(np.mean(entropies)), maps, logits)
 
     def finish(self, inferred: Inferred) -> CasePrediction:
         """Apply the bundles' calibrations; labels are cleaned up where all of them ask for it."""
@@ -198,11 +220,13 @@ class Predictor:
             subtype_probabilities=calibrated(inferred.raw_probabilities, votes),
             conformal_set=conformal_set(inferred.raw_probabilities, votes),
             mask_entropy=inferred.mask_entropy,
+            maps=inferred.maps,
             logits=inferred.logits,
         )
 
     def _scores(self, model: int, image: FloatArray) -> ModelScores:
         bundle, engine = self.bundles[model], self.engines[model]
+        looks = "attention" in self.maps and bundle.network.has_subtype
         windows = WindowScores(
             engine,
             torch.from_numpy(image).to(engine.device),
@@ -210,12 +234,14 @@ class Predictor:
             divisor=reductions(bundle.plan.strides)[-1],
             step=self.preset.step,
             mirror_axes=self.preset.mirror_axes if bundle.may_mirror else (),
+            look=engine.look if looks else None,
         )
         return ModelScores(
             windows,
             as_probabilities=len(self.bundles) > 1,
             temperature=bundle.calibration.mask_temperature,
-            keep=self.keep_logits and model == 0,
+            keeps_lesion="lesion_candidates" in self.maps,
+            keeps_logits=self.keep_logits and model == 0,
         )
 
     def _subtype(self, model: int, scores: ModelScores) -> FloatArray:

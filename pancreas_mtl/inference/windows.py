@@ -19,6 +19,9 @@ from pancreas_mtl.types import NUM_LABELS, Evidence, Triple
 Window = Callable[[Tensor], tuple[Tensor, Evidence]]
 """From images (B, 1, D, H, W) to logits (B, C, D, H, W) and evidence (B, F)."""
 
+Look = Callable[[Tensor], tuple[Tensor, Evidence, Tensor]]
+"""The same, and the subtype head's pooling weights (B, R, D, H, W)."""
+
 MIRROR_AXES = (0, 1, 2)
 
 
@@ -44,6 +47,8 @@ class WindowScores:
         divisor: what window sizes must be divisible by.
         step: distance between windows as a share of their size, in (0, 1].
         mirror_axes: axes to mirror; every subset is one more view, so 3 axes make 8 passes.
+        look: the network again, which also gives its pooling weights; it takes the place of
+            `window` in the unmirrored view, so it costs no further pass.
     """
 
     def __init__(
@@ -55,17 +60,19 @@ class WindowScores:
         divisor: Triple,
         step: float = 0.5,
         mirror_axes: Sequence[int] = (),
+        look: Look | None = None,
     ) -> None:
         self.shape = (NUM_LABELS, *image.shape)
         self._size = window_size(tuple(image.shape), patch_size, divisor)
         self._image, self._inside = _pad_to(image, self._size)
-        self._window, self._views = window, mirror_views(mirror_axes)
+        self._window, self._look, self._views = window, look, mirror_views(mirror_axes)
         self._todo = window_starts(tuple(self._image.shape), self._size, step)  # by D first
         self._weight = gaussian_weight(self._size).to(image.device)
         self._low = 0  # of the padded image, the first plane that is held
         self._total = self._image.new_zeros((NUM_LABELS, 0, *self._image.shape[1:]))
         self._mass = self._total[0]
         self._gathered: list[Evidence] = []
+        self._attention: Tensor | None = None
 
     def planes(self, low: int, high: int) -> Tensor:
         """Logits (C, high - low, H, W) of the planes `low` to `high`; `low` may never go back."""
@@ -85,6 +92,12 @@ class WindowScores:
         self.planes(self.shape[1], self.shape[1])  # whatever nobody has asked for yet
         return add_evidence(self._gathered)
 
+    @property
+    def attention(self) -> Tensor | None:
+        """The pooling weights of all windows together, (R, D, H, W); None where nobody looks."""
+        self.planes(self.shape[1], self.shape[1])
+        return None if self._attention is None else self._attention[(slice(None), *self._inside)]
+
     def _hold(self, low: int, high: int) -> None:
         """Let go of the planes before `low`, and make room up to `high`."""
         total, mass = self._total[:, low - self._low :], self._mass[low - self._low :]
@@ -95,7 +108,8 @@ class WindowScores:
 
     def _add(self, start: Triple) -> None:
         depth, *plane = (slice(s, s + k) for s, k in zip(start, self._size, strict=True))
-        logits, evidence = _mean_over_views(self._window, self._image[(depth, *plane)], self._views)
+        patch = self._image[(depth, *plane)]
+        logits, evidence, seen = _mean_over_views(self._window, self._look, patch, self._views)
         first = max(0, self._low - start[0])  # planes of it that nobody needs any more
         last = max(0, start[0] + self._size[0] - self._low)
         held = slice(start[0] + first - self._low if last else 0, last)
@@ -103,6 +117,10 @@ class WindowScores:
         self._total[(slice(None), held, *plane)] += logits[:, first:] * weight
         self._mass[(held, *plane)] += weight
         self._gathered.append(evidence)
+        if seen is not None:
+            if self._attention is None:
+                self._attention = self._image.new_zeros((len(seen), *self._image.shape))
+            self._attention[(slice(None), depth, *plane)] += seen
 
 
 def predict_windows(
@@ -122,18 +140,24 @@ def predict_windows(
 
 
 def _mean_over_views(
-    window: Window, patch: Tensor, views: Sequence[tuple[int, ...]]
-) -> tuple[Tensor, Evidence]:
-    """The mean of the logits, mirrored back, and the evidence of each view, (V, F)."""
+    window: Window, look: Look | None, patch: Tensor, views: Sequence[tuple[int, ...]]
+) -> tuple[Tensor, Evidence, Tensor | None]:
+    """The mean of the logits, mirrored back, the evidence of each view (V, F), and the weights."""
     mean: Tensor | float = 0.0
-    rows = []
+    rows, seen = [], None
     for axes in views:
         flip = [axis + 2 for axis in axes]
-        logits, evidence = window(patch[None, None].flip(flip))
+        images = patch[None, None].flip(flip)
+        if look is None or axes:
+            logits, evidence = window(images)
+        else:
+            logits, evidence, weights = look(images)
+            seen = weights[0]
         mean = mean + logits.float().flip(flip)[0] / len(views)
         rows.append(evidence)
     assert isinstance(mean, Tensor)
-    return mean, Evidence(torch.cat([r.sums for r in rows]), torch.cat([r.weights for r in rows]))
+    sums, weights = torch.cat([r.sums for r in rows]), torch.cat([r.weights for r in rows])
+    return mean, Evidence(sums, weights), seen
 
 
 def add_evidence(parts: Sequence[Evidence]) -> Evidence:

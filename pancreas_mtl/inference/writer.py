@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from pancreas_mtl.errors import UsageError
+from pancreas_mtl.inference.maps import MAPS
 from pancreas_mtl.inference.predictor import Predictor
 from pancreas_mtl.types import NUM_SUBTYPES
 
 JOURNAL = "journal.jsonl"
+PREVIEWS = "previews"
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ class CaseRecord:
 def open_output(output_dir: Path, fingerprint: str, *, overwrite: bool) -> list[CaseRecord]:
     """Make the folder ready; the cases that an interrupted run with this fingerprint finished.
 
+    To overwrite is to remove what an earlier run left of its cases, so that nothing stale is
+    evaluated with the new ones.
+
     Raises:
         UsageError: the folder holds a finished prediction, or a started one of other models.
     """
@@ -58,9 +63,28 @@ def open_output(output_dir: Path, fingerprint: str, *, overwrite: bool) -> list[
                 "settings; give another output_dir, or overwrite=true"
             )
         return [record for line in lines if (record := _parse(line)) and record.error is None]
+    _remove_cases(output_dir)
     (output_dir / "run.json").unlink(missing_ok=True)
     journal.write_text(fingerprint + "\n")
     return []
+
+
+def _remove_cases(output_dir: Path) -> None:
+    """Remove masks, maps and previews of the cases in `run.json` and in the journal."""
+    names: set[str] = set()
+    try:
+        record = json.loads((output_dir / "run.json").read_text())
+        names |= {case["name"] for case in record["cases"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # none, or none of ours
+    if (output_dir / JOURNAL).exists():
+        lines = (output_dir / JOURNAL).read_text().splitlines()
+        names |= {record.name for line in lines if (record := _parse(line))}
+    for name in names:
+        file = f"{Path(name).name}.nii.gz"
+        for path in (output_dir / file, *(output_dir / folder / file for folder in MAPS)):
+            path.unlink(missing_ok=True)
+        (output_dir / PREVIEWS / f"{Path(name).name}.png").unlink(missing_ok=True)
 
 
 def append(output_dir: Path, record: CaseRecord) -> None:

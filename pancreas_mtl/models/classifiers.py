@@ -56,7 +56,11 @@ class SubtypeHead(nn.Module):
         return self.classify(evidence.sums.float() / evidence.weights.float().clamp_min(EPSILON))
 
     def attention(self, features: Sequence[Tensor], probabilities: Tensor) -> Tensor:
-        """Where the head looks: its pooling weights, (B, 1, D, H, W) at the finest stage."""
+        """Where the head looks: the weights of each average it takes, (B, R, D, H, W), >= 0.
+
+        They lie at the finest stage, whatever stage the averages are of, and add up over windows
+        as evidence does; a case's average weighs a voxel by its share of the case's sum.
+        """
         return torch.ones_like(probabilities[:, :1])
 
 
@@ -116,14 +120,13 @@ class AttentionHead(SubtypeHead):
         return Evidence(torch.cat(sums, 1), torch.cat(weights, 1))
 
     def attention(self, features: Sequence[Tensor], probabilities: Tensor) -> Tensor:
-        """The mean score over queries and stages."""
-        size = probabilities.shape[2:]
+        """The scores of every stage and query."""
         maps = []
         for stage, query in zip(self.stages, self.queries, strict=True):
             feature = features[stage].float()
-            score = self._scores(feature, query).mean(1, keepdim=True)
-            maps.append(F.interpolate(score.unflatten(2, feature.shape[2:]), size))
-        return torch.stack(maps).mean(0)
+            scores = self._scores(feature, query).unflatten(2, feature.shape[2:])
+            maps.append(F.interpolate(scores, probabilities.shape[2:]))
+        return torch.cat(maps, 1)
 
     def _scores(self, feature: Tensor, query: nn.Module) -> Tensor:
         raw = query(feature).flatten(2)
@@ -183,8 +186,9 @@ class LesionHead(SubtypeHead):
         return torch.cat([lesion, ring, pooled[:, Label.PANCREAS, None]], 1)  # (B, 3, D, H, W)
 
     def attention(self, features: Sequence[Tensor], probabilities: Tensor) -> Tensor:
-        """The lesion's probability at the finest stage."""
-        return probabilities[:, Label.LESION, None]
+        """Lesion, ring and pancreas of every stage."""
+        regions = [self._regions(probabilities, reduction) for reduction in self.reductions]
+        return torch.cat([F.interpolate(r, probabilities.shape[2:]) for r in regions], 1)
 
 
 class NoHead(nn.Module):

@@ -97,6 +97,14 @@ class MultitaskUNet(nn.Module):
         (logits,) = self.decode(features, levels=1)
         return logits, self.gather(features, logits)
 
+    def look(self, image: Tensor) -> tuple[Tensor, Evidence, Tensor]:
+        """The same, and the head's pooling weights (B, R, D, H, W), float32."""
+        features = self.encode(image)
+        (logits,) = self.decode(features, levels=1)
+        with torch.autocast(logits.device.type, enabled=False):
+            weights = self.subtype_head.attention(features, logits.float().softmax(dim=1))
+        return logits, self.gather(features, logits), weights
+
     def encode(self, image: Tensor) -> list[Tensor]:
         """Features of every stage, finest first."""
         features = [self.input_block(image)]

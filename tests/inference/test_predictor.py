@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from pancreas_mtl import Predictor
 from pancreas_mtl.data.images import read_image, read_mask
 from pancreas_mtl.errors import CaseError, UsageError
 from pancreas_mtl.inference.engines import TorchEngine
+from pancreas_mtl.inference.pictures import write_preview
 from pancreas_mtl.inference.pipeline import nifti_source, predict_cases
 from pancreas_mtl.inference.writer import (
     JOURNAL,
@@ -151,6 +154,31 @@ def test_the_files_of_a_case_equal_the_call_in_python(predictor, files, tmp_path
     np.testing.assert_array_equal(read_mask(tmp_path / "b.nii.gz").array, expected.labels)
 
 
+def test_maps_and_previews_lie_beside_the_masks(bundle, files, tmp_path):
+    predictor = Predictor.from_bundle(
+        bundle,
+        preset="fast",
+        device="cpu",
+        precision="fp32",
+        maps=["lesion_candidates", "attention"],
+    )
+    open_output(tmp_path, "x", overwrite=True)
+    preview = partial(write_preview, tmp_path)
+    (record,) = predict_cases(predictor, [nifti_source(files[0])], tmp_path, after_case=preview)
+    assert record.error is None
+    mask = read_image(tmp_path / "b.nii.gz")
+    for name in ("lesion_candidates", "attention"):
+        found = read_image(tmp_path / name / "b.nii.gz")
+        np.testing.assert_array_equal(found.source.affine, mask.source.affine)
+        assert found.array.shape == mask.array.shape
+        assert found.array.max() > 0
+    assert (tmp_path / "previews" / "b.png").stat().st_size > 5_000
+    plain = Predictor.from_bundle(bundle, preset="fast", device="cpu", precision="fp32")
+    answer = plain.predict(read_image(files[0]))
+    np.testing.assert_array_equal(mask.array, answer.labels)
+    assert answer.maps == {}
+
+
 def test_an_interrupted_prediction_goes_on(tmp_path):
     assert open_output(tmp_path, "x", overwrite=False) == []
     append(tmp_path, CaseRecord("a", "a.nii.gz", (0.2, 0.3, 0.5), 0.1))
@@ -161,6 +189,18 @@ def test_an_interrupted_prediction_goes_on(tmp_path):
     with pytest.raises(UsageError, match="other models or settings"):
         open_output(tmp_path, "y", overwrite=False)
     assert open_output(tmp_path, "y", overwrite=True) == []
+
+
+def test_overwriting_removes_what_an_earlier_run_left_of_its_cases(tmp_path):
+    open_output(tmp_path, "x", overwrite=False)
+    names = ("a.nii.gz", "attention/a.nii.gz", "lesion_candidates/a.nii.gz", "previews/a.png")
+    for name in (*names, "mine.nii.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    close_output(tmp_path, [CaseRecord("a", "a.nii.gz", (0.2, 0.3, 0.5), 0.1)], {})
+    open_output(tmp_path, "x", overwrite=True)
+    assert not [name for name in names if (tmp_path / name).exists()]
+    assert (tmp_path / "mine.nii.gz").exists()
 
 
 def test_a_finished_prediction_is_not_overwritten(predictor, tmp_path):

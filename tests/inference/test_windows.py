@@ -91,6 +91,25 @@ def test_evidence_adds_up_over_windows():
     assert float(evidence.weights) == windows
 
 
+def test_pooling_weights_add_up_over_windows_in_the_unmirrored_view_alone():
+    def look(images):
+        return *identity(images), torch.cat([images, images + 1], 1)
+
+    options = {"patch_size": PATCH, "divisor": DIVISOR}
+    image = torch.rand(9, 16, 50)
+    visits = WindowScores(identity, torch.ones_like(image), look=look, **options).attention[0]
+    assert visits.max() > visits.min() == 1  # windows overlap
+    plain, mirrored = (
+        WindowScores(identity, image, look=look, mirror_axes=axes, **options)
+        for axes in ((), (0, 1, 2))
+    )
+    torch.testing.assert_close(plain.attention, torch.stack([image, image + 1]) * visits)
+    torch.testing.assert_close(plain.attention, mirrored.attention)
+    again = WindowScores(identity, image, look=look, mirror_axes=(0, 1, 2), **options)
+    torch.testing.assert_close(again.planes(0, 9), predict(image, mirror_axes=(0, 1, 2)).logits)
+    assert WindowScores(identity, image, **options).attention is None
+
+
 def test_views_are_all_subsets():
     assert mirror_views((0, 2)) == [(), (0,), (2,), (0, 2)]
     assert len(mirror_views((0, 1, 2))) == 8

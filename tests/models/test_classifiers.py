@@ -1,7 +1,8 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
-from pancreas_mtl.models.classifiers import HEADS, LesionHead
+from pancreas_mtl.models.classifiers import HEADS
 from pancreas_mtl.types import Evidence, Label
 
 CHANNELS = (4, 6)
@@ -88,17 +89,27 @@ def test_scaling_the_evidence_changes_nothing():
 
 
 @pytest.mark.parametrize("head", list(HEADS))
-def test_attention_map_covers_the_finest_grid(head):
-    weights = make(head).attention(features(), probabilities())
-    assert weights.shape == (1, 1, 8, 8, 8)
+def test_averages_weighted_by_the_attention_are_those_the_head_takes(head):
+    model, f, p = make(head), features(), probabilities()
+    weights = model.attention(f, p)[0]
+    assert weights.shape[1:] == p.shape[2:]
     assert (weights >= 0).all()
-
-
-def test_lesion_attention_is_the_lesion():
-    p = probabilities()
-    weights = make("lesion").attention(features(), p)
-    torch.testing.assert_close(weights[:, 0], p[:, Label.LESION])
-    assert isinstance(make("lesion"), LesionHead)
+    shares = weights / weights.sum(dim=(1, 2, 3), keepdim=True)
+    fine = [F.interpolate(x, p.shape[2:])[0] for x in f]
+    averages = {
+        "gap": [shares] * 2,
+        "attention": shares.chunk(2),
+        "lesion": shares.chunk(2),
+    }[head]
+    expected = [
+        torch.einsum("rdhw,cdhw->rc", share, feature).flatten()
+        for share, feature in zip(averages, fine, strict=True)
+    ]
+    evidence = model.gather(f, p)
+    found = (evidence.sums / evidence.weights)[0]
+    if head == "lesion":  # each stage ends with the squares, which are pooled as the lesion is
+        found = torch.cat([part[: -len(part) // 4] for part in found.split(model.widths)])
+    torch.testing.assert_close(torch.cat(expected), found)
 
 
 def _halves(n):

@@ -1,0 +1,88 @@
+"""Volumes beside the mask, where they are asked for: lesion candidates, and where the head looked.
+
+lesion_candidates  float32: every candidate's voxels hold its score in (0, 1], 0 elsewhere
+attention          uint8: the subtype head's pooling weights, 255 for the largest one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from pancreas_mtl.data.resample import resample
+from pancreas_mtl.metrics.surface import bounding_box
+from pancreas_mtl.types import FloatArray, Triple
+
+MAX_CANDIDATES = 5
+MIN_SCORE = 0.1  # of a candidate's peak
+MIN_VOXELS = 10
+PEAK_PER_BORDER = 2.5
+NEIGHBOURS = np.ones((3, 3, 3))
+
+
+def maps_at(
+    raw: Sequence[Mapping[str, FloatArray]], shape: Triple, *, orders: Sequence[Triple]
+) -> dict[str, npt.NDArray[Any]]:
+    """Finish maps in the source's grid.
+
+    Args:
+        raw: per model, the lesion's probability for `lesion_candidates`, `pooling_shares` for
+            `attention`, each (d, h, w); the mean of the models that have it counts.
+        shape: `(D, H, W)` of the source.
+        orders: spline order per axis and model.
+    """
+    finished = {}
+    for name, finish in MAPS.items():
+        pairs = zip(raw, orders, strict=True)
+        models = [resample(one[name], shape, orders=order) for one, order in pairs if name in one]
+        if models:
+            finished[name] = finish(np.mean(models, axis=0))
+    return finished
+
+
+def lesion_candidates(probability: FloatArray) -> FloatArray:
+    """Cut a lesion's probability (D, H, W) into candidates, each of which holds its peak.
+
+    Peak by peak, what is connected to it above its 2.5th part is one candidate, so a faint lesion
+    beside a certain one gets a border of its own. What is too small, or touches a candidate that
+    is there already, is none. This is the rule by which the PI-CAI challenge's baseline turns
+    probabilities into a detection map (Bosma et al. 2021, arXiv:2112.05151).
+    """
+    found = np.zeros_like(probability)
+    box = bounding_box(probability >= MIN_SCORE)
+    rest, scores = np.where(probability[box] >= MIN_SCORE, probability[box], 0), found[box]
+    count = 0
+    while count < MAX_CANDIDATES and (peak := rest.max(initial=0.0)) >= MIN_SCORE:
+        components, _ = ndimage.label(rest > peak / PEAK_PER_BORDER, NEIGHBOURS)
+        candidate = components == components[np.unravel_index(rest.argmax(), rest.shape)]
+        rest[candidate] = 0
+        touches = scores[ndimage.binary_dilation(candidate, NEIGHBOURS)].any()
+        if np.count_nonzero(candidate) >= MIN_VOXELS and not touches:
+            scores[candidate] = peak
+            count += 1
+    return found
+
+
+def pooling_shares(weights: FloatArray) -> FloatArray:
+    """The mean over R averages of each voxel's share in it, (d, h, w), from weights (R, d, h, w).
+
+    An average without any weight, as of a lesion where there is none, leaves nothing.
+    """
+    total = weights.sum(axis=(1, 2, 3), dtype=np.float64, keepdims=True)
+    shares: FloatArray = (weights / np.maximum(total, 1e-12)).mean(axis=0).astype(np.float32)
+    return shares
+
+
+def quantised(shares: FloatArray) -> npt.NDArray[np.uint8]:
+    """Shares in 255 steps of the largest one; all 0 where all are."""
+    return np.rint(shares * (255 / max(float(shares.max()), 1e-30))).astype(np.uint8)
+
+
+MAPS: Mapping[str, Callable[[FloatArray], npt.NDArray[Any]]] = {
+    "lesion_candidates": lesion_candidates,
+    "attention": quantised,
+}
