@@ -1,7 +1,8 @@
-"""Volumes beside the mask, where they are asked for: lesion candidates, and where the head looked.
+"""What lies beside the masks, where it is asked for, each in a folder of its name.
 
 lesion_candidates  float32: every candidate's voxels hold its score in (0, 1], 0 elsewhere
 attention          uint8: the subtype head's pooling weights, 255 for the largest one
+previews           PNG: see `pictures`
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pancreas_mtl.data.resample import resample
 from pancreas_mtl.metrics.surface import bounding_box
 from pancreas_mtl.types import FloatArray, Triple
 
+PREVIEWS = "previews"
 MAX_CANDIDATES = 5
 MIN_SCORE = 0.1  # of a candidate's peak
 MIN_VOXELS = 10

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pancreas_mtl.data.files import atomic_path
-from pancreas_mtl.inference.writer import PREVIEWS
+from pancreas_mtl.inference.maps import PREVIEWS
 from pancreas_mtl.types import (
     CasePrediction,
     FloatArray,

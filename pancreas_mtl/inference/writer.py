@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from pancreas_mtl.errors import UsageError
-from pancreas_mtl.inference.maps import MAPS
+from pancreas_mtl.inference.maps import MAPS, PREVIEWS
 from pancreas_mtl.inference.predictor import Predictor
 from pancreas_mtl.types import NUM_SUBTYPES
 
 JOURNAL = "journal.jsonl"
-PREVIEWS = "previews"
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,27 @@ def test_distances_are_those_of_surface_distance_exactly():
     assert hd95_mm(a, b, SPACING_MM) == pytest.approx(expected, abs=1e-9)
 
 
+ROW = box(slice(3, 4), slice(5, 6), slice(0, 16))
+CORNERS = (
+    box(slice(0, 1), slice(0, 1), slice(0, 1)),
+    box(slice(11, 12), slice(19, 20), slice(15, 16)),
+)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [CORNERS, (~EMPTY, SOME), (SOME, ~EMPTY), (ROW, CORNERS[1]), (ROW[3:4], SOME[:1]), (ROW, ROW)],
+    ids=["voxels", "all and some", "some and all", "row and voxel", "slices", "equal"],
+)
+def test_degenerate_masks_agree_with_surface_distance(a, b):
+    theirs = deepmind.compute_surface_distances(a, b, SPACING_MM)
+    expected = deepmind.compute_surface_dice_at_tolerance(theirs, 1.5)
+    assert nsd(a, b, SPACING_MM, tolerance_mm=1.5) == pytest.approx(expected, abs=1e-9)
+    expected = deepmind.compute_robust_hausdorff(theirs, 95)
+    assert hd95_mm(a, b, SPACING_MM) == pytest.approx(expected, abs=1e-9)
+    assert dsc(a, b) == pytest.approx(deepmind.compute_dice_coefficient(a, b))
+
+
 # Properties
 
 
