@@ -12,6 +12,8 @@ from omegaconf import DictConfig
 
 from pancreas_mtl import build
 from pancreas_mtl.command import command
+from pancreas_mtl.configuration import print_config
+from pancreas_mtl.evaluation.boards import draw_results, log_results
 from pancreas_mtl.evaluation.evaluate import evaluate
 from pancreas_mtl.evaluation.held_out import calibrate, predict_held_out
 from pancreas_mtl.evaluation.references import Reference
@@ -29,6 +31,9 @@ from pancreas_mtl.types import Case
 def main(config: DictConfig) -> None:
     """Prepare the data, fit, keep the best weights as a bundle, evaluate it on the fold."""
     build.check(config)
+    if config.print_config:
+        print_config(config)
+        return
     dataset = build.dataset(config)
     run_dir = Path(config.output_dir)
     checkpoint = open_run(config, run_dir)
@@ -38,16 +43,16 @@ def main(config: DictConfig) -> None:
     module = build.module(config, prepared.plan)
     try:
         trainer.fit(module, build.datamodule(config, prepared), ckpt_path=checkpoint)
+        if trainer.is_global_zero:
+            weights = averaged_weights(run_dir / "checkpoints" / "best.ckpt")
+            save_bundle(run_dir / "bundle", weights, prepared.plan, build.plain(config))
+            _finish(config, trainer, run_dir, dataset.part(dataset.split.validation))
     finally:
         build.finish_logging(config)
-    if trainer.is_global_zero:
-        weights = averaged_weights(run_dir / "checkpoints" / "best.ckpt")
-        save_bundle(run_dir / "bundle", weights, prepared.plan, build.plain(config))
-        _finish(config, run_dir, dataset.part(dataset.split.validation))
 
 
-def _finish(config: DictConfig, run_dir: Path, validation: list[Case]) -> None:
-    """Predict the validation cases in full, calibrate the bundle, evaluate and report."""
+def _finish(config: DictConfig, trainer: pl.Trainer, run_dir: Path, validation: list[Case]) -> None:
+    """Predict the validation cases in full, calibrate the bundle, evaluate, draw and report."""
     workers, task = build.workers(config), build.settings(Task, config, "task")
     bundle, oof, calibrated = (run_dir / name for name in ("bundle", "oof", "validation"))
     references = [Reference(case.name, case.mask, case.subtype) for case in validation]
@@ -56,6 +61,8 @@ def _finish(config: DictConfig, run_dir: Path, validation: list[Case]) -> None:
     save_calibration(bundle, fitted)
     metrics = evaluate(calibrated, references, task=task, workers=workers)
     write_metrics(metrics, run_dir / "metrics.json")
+    draw_results(metrics, run_dir, references, workers=workers)
+    log_results(trainer.loggers, metrics, run_dir, step=trainer.global_step)
     page = write_report([run_dir], run_dir, workers=workers)
     print(f"bundle: {run_dir / 'bundle'}\nreport: {page}")
 

@@ -26,6 +26,8 @@ CONTENTS = (
     "oof",
     "validation",
     "evaluation",
+    "pictures",
+    "tensorboard",
 )
 
 

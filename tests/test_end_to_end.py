@@ -1,21 +1,25 @@
 """From phantoms to a report, by the very commands of the README; and one real CT."""
 
 import csv
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+from importlib.util import spec_from_file_location
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pancreas_mtl.data.images import read_image, read_mask
 from pancreas_mtl.data.phantom import write_dataset
 from pancreas_mtl.metrics.segmentation import dsc
 
 ROOT = Path(__file__).resolve().parent.parent
+STEPS = ("step", "epoch")
 pytestmark = pytest.mark.slow
 TINY = [
     "plan=small",
@@ -41,6 +45,14 @@ def run(*arguments, code=0):
     )
     assert result.returncode == code, result.stderr[-3000:]
     return result
+
+
+def read_wandb(folder):
+    path = ROOT / "tests" / "training" / "wandb_file.py"
+    module = importlib.util.module_from_spec(spec := spec_from_file_location("wandb_file", path))
+    sys.modules["wandb_file"] = module  # its dataclass looks there for its annotations
+    spec.loader.exec_module(module)
+    return module.read_run(folder)
 
 
 def train(quiz, output_dir, *more, code=0):
@@ -187,17 +199,71 @@ def test_resuming_goes_on_where_it_stopped(tiny_quiz, tmp_path):
         assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]
 
 
-def test_loggers(tiny_quiz, tmp_path):
-    train(
-        tiny_quiz,
-        tmp_path / "run",
-        "trainer.max_epochs=1",
-        "logger=wandb",
-        "logger.wandb.mode=offline",
+@pytest.fixture(scope="module")
+def watched(tiny_quiz, tmp_path_factory):
+    """A run that both wandb and TensorBoard watch, with pictures in every epoch."""
+    output_dir = tmp_path_factory.mktemp("watched") / "run"
+    both = ["logger=wandb", "logger.wandb.mode=offline", "logger.tensorboard=true"]
+    result = train(tiny_quiz, output_dir, *both, "pictures.every=1", "pictures.cases=1")
+    assert "epoch 2 of 2: score " in result.stdout  # no terminal, so a log line
+    return output_dir
+
+
+CURVES = {
+    *(f"train/{part}_{when}" for part in ("loss", "segmentation", "subtype") for when in STEPS),
+    *("train/gradient_norm", "train/skipped_steps", "lr/body", "lr/head"),
+    *(f"val/{region}_dsc" for region in ("whole_pancreas", "pancreas", "lesion")),
+    *(f"val/f1_subtype{subtype}" for subtype in range(3)),
+    *("val/score", "val/macro_f1", "val/ece", "val/brier", "val/balanced_probability"),
+}
+RESULTS = {
+    *("final/whole_pancreas_dsc", "final/lesion_dsc", "final/macro_f1", "final/ece"),
+    *("target/whole_pancreas_dsc", "target/lesion_dsc_met", "target/macro_f1_met"),
+}
+
+
+def test_wandb_gets_what_the_dashboards_name(watched):
+    run = read_wandb(watched / "wandb")
+    assert set(run.summary) >= CURVES | RESULTS
+    assert len(run.curve("val/score")) == 2
+    metrics = json.loads((watched / "metrics.json").read_text())
+    assert run.summary["final/lesion_dsc"] == pytest.approx(metrics["lesion"]["dsc"]["mean"])
+    assert run.config["plan"]["base_channels"] == 8
+    assert run.exit_code == 0
+    case = metrics["cases"][0]["name"]
+    pictures = {name.removesuffix("/path") for row in run.history for name in row}
+    assert {"chart/confusion_matrix", "chart/reliability", "final/reliability"} <= pictures
+    assert f"overlay/{case}" in pictures
+    (bundle,) = [artifact for artifact in run.artifacts if artifact.type == "model"]
+    files = {entry.path for entry in bundle.manifest.contents}
+    assert {"model.safetensors", "plan.json", "config.yaml"} <= files
+    (table,) = (watched / "wandb").rglob("cases*.table.json")
+    rows = json.loads(table.read_text())
+    assert [row[0] for row in rows["data"]] == [one["name"] for one in metrics["cases"]]
+    assert all(rows["columns"][-1] == "picture" and row[-1] for row in rows["data"])
+
+
+def test_tensorboard_gets_the_same(watched):
+    board = EventAccumulator(str(watched / "tensorboard"), size_guidance={"images": 0})
+    board.Reload()
+    assert set(board.Tags()["scalars"]) >= CURVES | RESULTS
+    metrics = json.loads((watched / "metrics.json").read_text())
+    case = metrics["cases"][0]["name"]
+    assert {f"overlay/{case}", f"final/{case}", "chart/reliability"} <= set(board.Tags()["images"])
+    assert len(board.Images("chart/reliability")) == 2
+    assert board.Scalars("final/lesion_dsc")[0].value == pytest.approx(
+        metrics["lesion"]["dsc"]["mean"], abs=1e-6
     )
-    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
-    train(tiny_quiz, tmp_path / "board", "trainer.max_epochs=1", "logger=tensorboard")
-    assert list((tmp_path / "board" / "tensorboard").glob("events.*"))
+
+
+def test_the_folder_holds_the_pictures_that_the_loggers_show(watched):
+    pictures = watched / "pictures"
+    for case in json.loads((watched / "metrics.json").read_text())["cases"]:
+        assert (pictures / "final" / f"{case['name']}.png").stat().st_size > 10_000
+    assert (pictures / "curves.png").exists()
+    shown = sorted((watched / "wandb").rglob("media/images/chart/reliability*.png"))
+    drawn = sorted((pictures / "chart" / "reliability").glob("*.png"))
+    assert {one.read_bytes() for one in shown} == {one.read_bytes() for one in drawn}
 
 
 def test_the_layout_of_nnunet_trains(tmp_path):

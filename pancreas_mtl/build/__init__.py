@@ -8,8 +8,9 @@ prediction  predictor and its cases
 
 from pancreas_mtl.build.data import Dataset, Prepared, cases, datamodule, dataset, prepare, workers
 from pancreas_mtl.build.prediction import fingerprint_of, predictor, sources
-from pancreas_mtl.build.settings import check, plain, settings
+from pancreas_mtl.build.settings import check, settings
 from pancreas_mtl.build.training import finish_logging, module, network, trainer
+from pancreas_mtl.configuration import plain
 
 __all__ = [
     "Dataset",

@@ -56,7 +56,11 @@ def dataset(config: DictConfig) -> Dataset:
     """Read the dataset's cases and choose the fold."""
     everything = cases(config.data, workers=workers(config))
     splits = make_splits(everything, _official_folds(config.data))
-    return Dataset({case.name: case for case in everything}, splits, splits.choose(config.fold))
+    split = splits.choose(config.fold)
+    if config.overfit_cases:
+        split = _few_cases(split, config.overfit_cases)
+        log.warning("overfit_cases: the same %d cases train and validate", len(split.train))
+    return Dataset({case.name: case for case in everything}, splits, split)
 
 
 def cases(data: DictConfig, *, workers: int) -> list[Case]:
@@ -93,8 +97,10 @@ def prepare(config: DictConfig, found: Dataset, run_dir: Path) -> Prepared:
             save_plan(make_plan(measured, settings(PlanConfig, config, "plan")), plan_path)
         plan = load_plan(plan_path)
         cache_dir = Path(config.paths.cache)
-        entries = preprocess([*train, *validation], plan, cache_dir, workers=workers(config))
-    return Prepared(plan, entries[: len(train)], entries[len(train) :])
+        wanted = {case.name: case for case in [*train, *validation]}
+        made = preprocess(list(wanted.values()), plan, cache_dir, workers=workers(config))
+    entries = dict(zip(wanted, made, strict=True))
+    return Prepared(plan, [entries[c.name] for c in train], [entries[c.name] for c in validation])
 
 
 def workers(config: DictConfig) -> int:
@@ -112,6 +118,12 @@ def datamodule(config: DictConfig, prepared: Prepared) -> PancreasDataModule:
         seed=config.seed,
         config=settings(SamplingConfig, config, "sampling"),
     )
+
+
+def _few_cases(split: Split, count: int) -> Split:
+    """Training cases, evenly spaced over their names and so over subtypes, for both parts."""
+    few = split.train[:: max(1, len(split.train) // count)][:count]
+    return Split(few, few)
 
 
 def _official_folds(data: DictConfig) -> list[tuple[list[str], list[str]]] | None:

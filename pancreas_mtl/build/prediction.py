@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from pancreas_mtl.build.settings import plain
+from pancreas_mtl.configuration import plain
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.inference.maps import MAPS
 from pancreas_mtl.inference.pipeline import Source

@@ -5,11 +5,14 @@ So a key that does not exist fails by its name, before any work is done.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from omegaconf import DictConfig, OmegaConf
+import pytorch_lightning as pl
+from omegaconf import DictConfig
 
+from pancreas_mtl.configuration import did_you_mean, plain
 from pancreas_mtl.data.augment import AugmentConfig
 from pancreas_mtl.data.datamodule import SamplingConfig
 from pancreas_mtl.data.plan import PlanConfig
@@ -20,14 +23,17 @@ from pancreas_mtl.metrics.score import selection_score
 from pancreas_mtl.models.classifiers import HEADS
 from pancreas_mtl.models.network import NetworkConfig
 from pancreas_mtl.training.module import OptimizerConfig
+from pancreas_mtl.training.pictures import PictureConfig
 
 Settings = TypeVar("Settings")
 
+TRAINER_ARGUMENTS = inspect.signature(pl.Trainer).parameters.keys()
 SECTIONS: dict[str, type] = {
     "augment": AugmentConfig,
     "loss": LossConfig,
     "model": NetworkConfig,
     "optimizer": OptimizerConfig,
+    "pictures": PictureConfig,
     "plan": PlanConfig,
     "sampling": SamplingConfig,
     "task": Task,
@@ -43,16 +49,13 @@ def settings(kind: type[Settings], config: DictConfig, section: str) -> Settings
     values = plain(config[section])
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     for key in sorted(set(values) - known):
-        raise UsageError(f"{section}.{key}: no such key; {section} has {', '.join(sorted(known))}")
+        hint = did_you_mean(f"{section}.{key}", [f"{section}.{name}" for name in known])
+        has = ", ".join(sorted(known))
+        raise UsageError(f"{section}.{key}: no such key{hint}; {section} has {has}")
     try:
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
     except TypeError as error:
         raise UsageError(f"{section}: {error}") from error
-
-
-def plain(config: Any) -> Any:
-    """The resolved configuration as dicts, lists and scalars."""
-    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
 
 
 def check(config: DictConfig) -> None:
@@ -62,3 +65,6 @@ def check(config: DictConfig) -> None:
     if config.model.head not in HEADS:
         raise UsageError(f"model.head={config.model.head}: choose one of {', '.join(HEADS)}")
     selection_score({}, plain(config.task.score))
+    for name in config.trainer.keys() - TRAINER_ARGUMENTS:
+        hint = did_you_mean(name, TRAINER_ARGUMENTS)
+        raise UsageError(f"trainer.{name}: no such argument of Lightning's Trainer{hint}")

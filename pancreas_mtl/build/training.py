@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -11,13 +12,13 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import (
     Callback,
     EarlyStopping,
-    LearningRateMonitor,
     ModelCheckpoint,
-    TQDMProgressBar,
 )
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 
-from pancreas_mtl.build.settings import plain, settings
+from pancreas_mtl.build.settings import settings
+from pancreas_mtl.configuration import plain
 from pancreas_mtl.data.augment import Augment, AugmentConfig
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.inference.engines import cpu_has_bf16
@@ -25,9 +26,12 @@ from pancreas_mtl.losses.joint import LossConfig
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
 from pancreas_mtl.training.callbacks import CollapseDetector, History
 from pancreas_mtl.training.module import MultitaskModule, OptimizerConfig
+from pancreas_mtl.training.pictures import PictureConfig, Pictures
+from pancreas_mtl.training.progress import ProgressBar, ProgressLog
 from pancreas_mtl.types import Plan
 
 SCORE = "val/score"
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 
 def network(config: DictConfig, plan: Plan) -> MultitaskUNet:
@@ -57,11 +61,14 @@ def trainer(config: DictConfig, run_dir: Path) -> pl.Trainer:
     arguments = plain(config.trainer)
     if arguments["precision"] == "auto":
         arguments["precision"] = auto_precision(arguments["accelerator"])
+    arguments.setdefault("enable_progress_bar", sys.stderr.isatty())
+    if name := arguments.get("profiler"):
+        arguments["profiler"] = profiler(name, run_dir)
     try:
         return pl.Trainer(
             **arguments,
             default_root_dir=run_dir,
-            callbacks=callbacks(config, run_dir),
+            callbacks=callbacks(config, run_dir, progress_bar=arguments["enable_progress_bar"]),
             logger=loggers(config, run_dir),
             gradient_clip_val=config.optimizer.clip_norm,
             check_val_every_n_epoch=config.validate_every,
@@ -84,8 +91,19 @@ def auto_precision(accelerator: str) -> str:
     return "bf16-mixed" if cpu_has_bf16() else "32-true"
 
 
-def callbacks(config: DictConfig, run_dir: Path) -> list[Callback]:
-    """History, checkpoints, early stopping, the watch for collapse, the progress bar."""
+def profiler(name: str, run_dir: Path) -> Profiler:
+    """One of PROFILERS, which writes its table into the run's folder when training ends.
+
+    Raises:
+        UsageError: there is no such profiler.
+    """
+    if name not in PROFILERS:
+        raise UsageError(f"trainer.profiler={name}: choose one of {', '.join(PROFILERS)}")
+    return PROFILERS[name](dirpath=run_dir / "profile", filename=name)
+
+
+def callbacks(config: DictConfig, run_dir: Path, *, progress_bar: bool) -> list[Callback]:
+    """History, checkpoints, early stopping, the watch for collapse, pictures, progress."""
     return [
         CollapseDetector(),
         History(run_dir / "metrics.csv"),
@@ -98,14 +116,9 @@ def callbacks(config: DictConfig, run_dir: Path) -> list[Callback]:
             enable_version_counter=False,
         ),
         EarlyStopping(monitor=SCORE, mode="max", patience=config.patience),
-        TQDMProgressBar(refresh_rate=5),
-        *([LearningRateMonitor("step")] if loggers_wanted(config) else []),
+        Pictures(run_dir, settings(PictureConfig, config, "pictures")),
+        ProgressBar() if progress_bar else ProgressLog(),
     ]
-
-
-def loggers_wanted(config: DictConfig) -> bool:
-    """Whether anything but metrics.csv is asked for."""
-    return bool(config.logger.wandb or config.logger.tensorboard)
 
 
 def loggers(config: DictConfig, run_dir: Path) -> list[Logger] | bool:

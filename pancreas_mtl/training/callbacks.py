@@ -30,8 +30,6 @@ class History(Callback):
             return
         row = {"epoch": float(trainer.current_epoch), "step": float(trainer.global_step)}
         row |= {k: float(v) for k, v in trainer.callback_metrics.items() if not k.endswith("_step")}
-        for group in trainer.optimizers[0].param_groups:
-            row[f"lr/{group['name']}"] = float(group["lr"])
         self.rows = [*(r for r in self.rows if r["epoch"] < row["epoch"]), row]
         if trainer.is_global_zero:
             self._write()

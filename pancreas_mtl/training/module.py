@@ -19,6 +19,7 @@ from pancreas_mtl.losses.joint import LossConfig, joint_loss
 from pancreas_mtl.models.network import MultitaskUNet, reductions
 from pancreas_mtl.training.schedules import Decay, ema_decay, learning_rate_factor
 from pancreas_mtl.training.validation import (
+    Validated,
     ValidationCase,
     gather_cases,
     validation_case,
@@ -85,6 +86,7 @@ class MultitaskModule(pl.LightningModule):
         self.score_weights = score_weights
         self._forward = torch.compile(network) if compile_network else network
         self._validated: list[ValidationCase] = []
+        self.validated: list[ValidationCase] = []  # all cases of the last validation
         self._batch_names: list[str] = []
         self.skipped: Tensor
         self.register_buffer("skipped", torch.zeros((), dtype=torch.long))
@@ -107,7 +109,7 @@ class MultitaskModule(pl.LightningModule):
             )
         return parts.total
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> Validated:
         """Predict one whole case and keep what the epoch's scores need."""
         network = cast("MultitaskUNet", self.averaged.module)
         whole = predict_windows(
@@ -117,21 +119,23 @@ class MultitaskModule(pl.LightningModule):
             divisor=reductions(self.plan.strides)[-1],
         )
         probabilities = network.classify(whole.evidence).softmax(1).mean(0)
-        self._validated.append(
-            validation_case(batch, whole.logits.argmax(0), probabilities.float())
-        )
+        labels = whole.logits.argmax(0)
+        case = validation_case(batch, labels, probabilities.float())
+        self._validated.append(case)
+        return Validated(case, labels)
 
     def on_validation_epoch_end(self) -> None:
         """Scores over all cases of all ranks."""
-        cases = gather_cases(self._validated)
+        self.validated = gather_cases(self._validated)
         self._validated = []
-        for name, value in validation_scores(cases, self.score_weights).items():
+        for name, value in validation_scores(self.validated, self.score_weights).items():
             self.log(f"val/{name}", value, prog_bar=name in PROGRESS_BAR, rank_zero_only=False)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Skip the step where a gradient is not finite: AdamW leaves out what has no gradient."""
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
+        self._log_optimizer(optimizer)
         if torch.isfinite(norm):
             self._skips_in_a_row = 0
             self.log("train/gradient_norm", norm)
@@ -150,6 +154,13 @@ class MultitaskModule(pl.LightningModule):
                 f"last with cases {', '.join(self._batch_names)}: lower optimizer.lr, or use "
                 "trainer.precision=32-true"
             )
+
+    def _log_optimizer(self, optimizer: Optimizer) -> None:
+        """The rates of this step and, in fp16, the factor by which GradScaler raises the loss."""
+        for group in optimizer.param_groups:
+            self.log(f"lr/{group['name']}", group["lr"])
+        if scaler := getattr(self.trainer.precision_plugin, "scaler", None):
+            self.log("train/loss_scale", scaler.get_scale())
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Move the averaged weights, unless the step was skipped."""
