@@ -6,13 +6,12 @@ traceback goes to the command's log file, its one line to the terminal.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pancreas_mtl.configuration import CONF_DIR, did_you_mean, known_keys, unknown_key
 from pancreas_mtl.errors import CaseError, UsageError
+from pancreas_mtl.help import help_text
 
-CONF_DIR = str(Path(__file__).resolve().parent.parent / "conf")
 log = logging.getLogger("pancreas_mtl")
 
 
@@ -37,6 +37,9 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
     def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
         @wraps(main)
         def run() -> None:
+            if {"--help", "-h"}.intersection(sys.argv[1:]):
+                print(help_text(config_name, main.__doc__ or "", sys.argv[1:]))
+                return
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands us its exceptions
             errors: list[Exception] = []
             try:
@@ -47,7 +50,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
                 _say("interrupted")
                 sys.exit(130)
             for problem in errors:
-                _say(one_line(problem))
+                _say(one_line(problem, config_name))
             if errors:
                 sys.exit(1 if any(isinstance(problem, CaseError) for problem in errors) else 2)
 
@@ -61,11 +64,14 @@ def _hydra_app(
 ) -> Callable[[], Any]:
     """The app; what goes wrong in a job is added to `errors`, and the next job goes on."""
 
-    @hydra.main(version_base="1.3", config_path=CONF_DIR, config_name=config_name)
+    @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)
     def app(config: DictConfig) -> None:
         try:
             if missing := sorted(OmegaConf.missing_keys(config)):
                 raise UsageError(f"{missing[0]} is not set: give {missing[0]}=VALUE")
+            if key := unknown_key(config, config_name, _added_keys()):
+                hint = _suggestion(key, known_keys(config_name))
+                raise UsageError(f"{key}: no such key{hint}")
             main(config)
         except (UsageError, CaseError, OmegaConfBaseException) as error:
             errors.append(error)
@@ -88,47 +94,30 @@ def _log_traceback() -> str:
     return f"in {files[0].baseFilename}"
 
 
-def one_line(error: Exception) -> str:
-    """The message of an error in one line, with a suggestion where a key was mistyped."""
+def one_line(error: Exception, config_name: str) -> str:
+    """The message of an error in one line, with a suggestion where a name was mistyped."""
     text = str(error)
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
-        return f"{unknown[1]}: no such key{_suggestion(unknown[1])}"
+        return f"{unknown[1]}: no such key{_suggestion(unknown[1], known_keys(config_name))}"
     choice = re.search(
         r"Could not find '([^']+)'\s+Available options in '[^']+':\s+(.*)", text, re.S
     )
     if choice:
         group, _, name = choice[1].rpartition("/")
-        options = ", ".join(choice[2].split("\n\n")[0].split())
-        return f"{group}={name}: no such choice; choose one of: {options}"
+        options = choice[2].split("\n\n")[0].split()
+        hint = did_you_mean(name, options)
+        return f"{group}={name}: no such choice{hint}; choose one of: {', '.join(options)}"
     return " ".join(text.split())
 
 
-def _suggestion(key: str) -> str:
-    known = [line.split("=")[0].lstrip("+~") for line in sys.argv[1:]]
-    candidates = {match for name in config_keys() for match in [name] if name not in known}
-    near = difflib.get_close_matches(key, candidates, n=1)
-    return f"; did you mean {near[0]}?" if near else "; --help lists the keys"
+def _suggestion(key: str, known: Iterable[str]) -> str:
+    return did_you_mean(key, known) or "; --help lists the keys"
 
 
-def config_keys() -> set[str]:
-    """Every dotted key that appears in a file below `conf/`."""
-    keys: set[str] = set()
-    for path in Path(CONF_DIR).rglob("*.yaml"):
-        group = path.parent.relative_to(CONF_DIR).parts
-        prefix = "" if not group or group[0] == "experiment" else f"{group[0]}."
-        keys |= {prefix + key for key in _flat_keys(OmegaConf.load(path))}
-    return keys
-
-
-def _flat_keys(node: Any, prefix: str = "") -> set[str]:
-    if not isinstance(node, DictConfig):
-        return set()
-    keys = set()
-    for key in node:
-        name = f"{prefix}{key!s}"
-        keys |= {name} | _flat_keys(node._get_node(key), f"{name}.")
-    return keys
+def _added_keys() -> list[str]:
+    """The keys that the command line adds on purpose, by `+KEY=VALUE`."""
+    return [a.lstrip("+").split("=")[0] for a in sys.argv[1:] if a.startswith("+")]
 
 
 def _say(message: str) -> None:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -12,7 +13,13 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "experiment=balancd"], "experiment=balancd: no such choice; choose one of: "),
+        (
+            ["train", "experiment=balancd"],
+            "experiment=balancd: no such choice; did you mean balanced?; choose one of: aggressive",
+        ),
+        (["train", "experimnt=balanced"], "experimnt: no such key; did you mean experiment?"),
+        (["train", "+pictures.evry=1"], "pictures.every"),
+        (["train", "+trainer.max_epoch=1"], "trainer.max_epoch: no such argument of Lightning"),
         (["train", "data=quiz"], "data.root is not set: give data.root=VALUE"),
         (["train", "optimizer.lrr=1"], "optimizer.lrr: no such key; did you mean optimizer.lr?"),
         (["train", "data=quiz", "data.root=/nowhere"], "/nowhere"),
@@ -49,6 +56,17 @@ def test_help_shows_the_choices(command, run_command):
     assert result.code == 0
     for word in ("output_dir", "precision"):
         assert word in result.stdout
+
+
+def test_print_config_prints_and_stops(run_command, tmp_path):
+    folder = f"output_dir={tmp_path / 'run'}"
+    result = run_command("train", "print_config=true", "experiment=aggressive", "seed=3", folder)
+    assert result.code == 0
+    printed = OmegaConf.create(result.stdout)
+    assert printed.seed == 3
+    assert printed.sampling.balanced is True
+    assert printed.output_dir == str(tmp_path / "run")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -4,8 +4,10 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from pancreas_mtl import build
 from pancreas_mtl.data.augment import AugmentConfig
@@ -19,6 +21,7 @@ from pancreas_mtl.training.module import OptimizerConfig
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FOLDER = {"model": "head"}  # a group `model` would take model=BUNDLE of predict.py for a choice
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+DEBUG = sorted(path.stem for path in (CONF / "debug").glob("*.yaml"))
 SECTIONS = {
     "augment": AugmentConfig,
     "sampling": SamplingConfig,
@@ -64,6 +67,53 @@ def test_an_experiment_has_a_header_with_its_command(experiment):
     lines = (CONF / "experiment" / f"{experiment}.yaml").read_text().splitlines()
     assert lines[0] == "# @package _global_"
     assert f"python train.py experiment={experiment}" in "\n".join(lines[:6])
+
+
+@pytest.mark.parametrize("debug", DEBUG)
+def test_debug_goes_with_every_experiment_and_adds_no_key(debug, default_keys):
+    for experiment in ("aggressive", "smoke"):
+        config = composed(f"experiment={experiment}", f"debug={debug}")
+        assert keys(OmegaConf.to_container(config)) <= default_keys | {"trainer.profiler"}
+        assert config.output_dir == f"outputs/debug/{debug}"
+        build.check(config)
+    assert config.trainer.max_epochs <= 20
+    header = (CONF / "debug" / f"{debug}.yaml").read_text().splitlines()[:4]
+    assert f"python train.py debug={debug}" in "\n".join(header)
+
+
+def test_overfitting_changes_nothing_by_augmentation():
+    config = composed("experiment=aggressive", "debug=overfit")
+    assert {v for k, v in config.augment.items() if k.endswith("_p")} == {0.0}
+
+
+def test_a_profiler_writes_into_the_run_folder(tmp_path):
+    made = build.trainer(composed("debug=profiler"), tmp_path).profiler
+    assert str(made.dirpath) == str(tmp_path / "profile")
+    with pytest.raises(UsageError, match=r"trainer.profiler=fast: choose one of simple, advanced"):
+        build.trainer(composed("debug=profiler", "trainer.profiler=fast"), tmp_path)
+
+
+def test_the_sweep_of_wandb_gives_train_what_it_takes(monkeypatch):
+    sweep = yaml.safe_load((CONF.parent / "docs" / "wandb_sweep.yaml").read_text())
+    ends = {
+        name: (entry.get("values") or [entry["min"], entry["max"]])[-1]
+        for name, entry in sweep["parameters"].items()
+    }
+    given = {name: {"value": value} for name, value in ends.items()}
+    arguments = create_sweep_command_args({"args": given})
+    macros = {"args_no_hyphens": arguments["args_no_hyphens"], "program": [sweep["program"]]}
+    command = []
+    for part in create_sweep_command(sweep["command"]):
+        known = part.startswith("${") and part[2:-1] in macros
+        command += macros[part[2:-1]] if known else [part]
+    assert command[:4] == ["${env}", "${interpreter}", "train.py", "experiment=balanced"]
+    monkeypatch.setenv("WANDB_RUN_ID", "abc")
+    config = composed(*command[3:])
+    assert config.output_dir == "outputs/sweeps/wandb/abc"
+    assert config.sampling.balanced is True
+    assert config.optimizer.lr == ends["optimizer.lr"]
+    assert sweep["metric"] == {"name": build.training.SCORE, "goal": "maximize"}
+    build.check(config)
 
 
 def test_variants_differ():
