@@ -13,6 +13,8 @@ The tour, in the order of the flow:
     evaluation   from predictions to numbers and a report
     interop      other formats and frameworks
     build        from configuration to objects
+    search       a search over the keys of training
+    configuration, help    what conf/ offers, and says about it
     command      how a command starts and ends; the commands lie beside it
 
 Data flows one way: layout, cases, audit, fingerprint, plan, cache, patches, augmentation, network,

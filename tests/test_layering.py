@@ -15,8 +15,11 @@ ALLOWED = {
     "training": CORE | {"inference"},
     "evaluation": CORE | {"inference", "training"},
     "interop": CORE | {"inference", "training"},
-    "build": CORE | {"inference", "training", "evaluation", "interop"},
-    "command": set(),
+    "build": CORE | {"inference", "training", "evaluation", "interop", "configuration"},
+    "search": {"data"},
+    "configuration": set(),
+    "help": {"configuration"},
+    "command": {"configuration", "help"},
     "run_folder": {"training", "command"},
 }
 ANYTHING = CORE | {
@@ -24,11 +27,13 @@ ANYTHING = CORE | {
     "training",
     "evaluation",
     "interop",
+    "search",
     "build",
     "command",
+    "configuration",
     "run_folder",
 }
-HYDRA = {"build", "command", "run_folder"}
+HYDRA = {"build", "command", "configuration", "run_folder"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
