@@ -4,6 +4,7 @@
     plan.json           see `data/plan.py`
     config.yaml         the resolved configuration of the run; `model` rebuilds the network
     calibration.json    what was fitted on held-out cases, see `calibration.py` (optional)
+    README.md           the model card, for people; no part of the digest
 
 Nothing of it is ever executed: the config only names built-in choices.
 """
@@ -11,6 +12,7 @@ Nothing of it is ever executed: the config only names built-in choices.
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -19,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pancreas_mtl.data.plan import load_plan, save_plan
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.inference.calibration import Calibration, read_calibration, save_calibration
+from pancreas_mtl.inference.card import CARD, Origin, render_card
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
 from pancreas_mtl.types import Plan
 
@@ -66,6 +69,7 @@ def save_bundle(
         text = yaml.safe_dump({"format": FORMAT, **config}, sort_keys=False)
         (partial / "config.yaml").write_text(text)
         save_calibration(partial, calibration or Calibration())
+        save_card(partial)
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
@@ -78,6 +82,30 @@ def find_bundles(path: Path) -> list[Path]:
     if (path / "config.yaml").exists() or not path.is_dir():
         return [path]
     return sorted(one for one in path.iterdir() if (one / "config.yaml").exists()) or [path]
+
+
+def save_card(
+    folder: Path, *, origin: Origin | None = None, metrics: Mapping[str, Any] | None = None
+) -> None:
+    """Write or replace the model card of a bundle.
+
+    Args:
+        folder: the bundle.
+        origin: what it was trained on, None where that is not known.
+        metrics: the content of the `metrics.json` of its run, None before an evaluation.
+    """
+    with safe_open(folder / "model.safetensors", "pt") as weights:
+        shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
+    text = render_card(
+        plan=load_plan(folder / "plan.json"),
+        config=_read_yaml(folder / "config.yaml"),
+        parameters=sum(math.prod(shape) for shape in shapes),
+        origin=origin,
+        metrics=metrics,
+    )
+    temporary = folder / f".{CARD}.tmp"
+    temporary.write_text(text)
+    temporary.replace(folder / CARD)
 
 
 def load_bundle(folder: Path) -> Bundle:

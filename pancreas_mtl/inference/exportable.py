@@ -1,4 +1,8 @@
-"""The network's one pass over a window as other runtimes want it: tensors in, tensors out."""
+"""The network in two modules as other runtimes want them: tensors in, tensors out.
+
+`ExportableWindow` answers to one window; the evidence of a case's windows adds up, and
+`ExportableClassifier` turns it into the case's subtype.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from torch import Tensor, nn
 
 from pancreas_mtl.inference.windows import window_size
 from pancreas_mtl.models.network import MultitaskUNet, reductions
-from pancreas_mtl.types import Plan
+from pancreas_mtl.types import Evidence, Plan
 
 INPUT_NAME = "image"
 
@@ -36,6 +40,25 @@ class ExportableWindow(nn.Module):
         """
         logits, evidence = self.network.window(image)
         return (logits, *evidence) if self.network.has_subtype else (logits,)
+
+
+class ExportableClassifier(nn.Module):
+    """`MultitaskUNet.classify` with plain tensors; can be traced.
+
+    Args:
+        network: in evaluation mode, with a subtype head.
+    """
+
+    input_names = ("sums", "weights")
+    output_names = ("subtype",)
+
+    def __init__(self, network: MultitaskUNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, sums: Tensor, weights: Tensor) -> Tensor:
+        """Subtype logits (B, S) of evidence (B, F), added up over windows; one row a view."""
+        return self.network.classify(Evidence(sums, weights))
 
 
 def example_image(plan: Plan) -> Tensor:

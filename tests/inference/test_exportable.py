@@ -1,7 +1,11 @@
 import pytest
 import torch
 
-from pancreas_mtl.inference.exportable import ExportableWindow, example_image
+from pancreas_mtl.inference.exportable import (
+    ExportableClassifier,
+    ExportableWindow,
+    example_image,
+)
 from pancreas_mtl.models.classifiers import HEADS
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
 
@@ -20,3 +24,11 @@ def test_a_trace_answers_as_window_does_at_another_size(plan, head):
     assert len(traced) == len(module.output_names) == (1 if head == "none" else 3)
     for ours, theirs in zip(traced, (logits, *evidence), strict=False):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_the_classifier_of_a_windows_evidence_is_the_networks_subtype(network):
+    image = torch.randn(2, 1, 8, 16, 16)
+    with torch.no_grad():
+        _, sums, weights = ExportableWindow(network)(image)
+        subtype = ExportableClassifier(network)(sums, weights)
+        torch.testing.assert_close(subtype, network(image).subtype)

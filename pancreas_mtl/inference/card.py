@@ -1,0 +1,110 @@
+"""A bundle's model card, `README.md`: what it is and was trained on, how good, and how to run it.
+
+The card is made from facts and for people: nothing reads it, and a bundle's digest leaves it out,
+so that a better sentence does not make another model of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pancreas_mtl.types import NUM_SUBTYPES, Plan
+
+CARD = "README.md"
+_TEMPLATE = "card.md.jinja"
+_METRICS = (  # name, where it lies in metrics.json
+    ("Whole-pancreas DSC", ("whole_pancreas", "dsc")),
+    ("Whole-pancreas NSD", ("whole_pancreas", "nsd")),
+    ("Whole-pancreas HD95, mm", ("whole_pancreas", "hd95_mm")),
+    ("Lesion DSC", ("lesion", "dsc")),
+    ("Lesion NSD", ("lesion", "nsd")),
+    ("Subtype macro-F1", ("subtype", "macro_f1")),
+    ("Subtype balanced accuracy", ("subtype", "balanced_accuracy")),
+    ("Subtype AUROC", ("subtype", "auroc")),
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the training data: how many cases, masks, and cases of each subtype."""
+
+    name: str
+    cases: int
+    masks: int
+    subtypes: tuple[int, ...]  # of NUM_SUBTYPES
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a bundle was trained on; `phantom` where the cases are drawings."""
+
+    layout: str
+    phantom: bool
+    parts: tuple[Part, ...]
+
+
+def render_card(
+    *,
+    plan: Plan,
+    config: Mapping[str, Any],
+    parameters: int,
+    origin: Origin | None,
+    metrics: Mapping[str, Any] | None,
+) -> str:
+    """The card's text in Markdown, with a header as model hubs read it.
+
+    Args:
+        plan: of the bundle.
+        config: of the bundle; `experiment`, `fold`, `seed`, `model` and `nnunet` are used where
+            they are there.
+        parameters: number of weights.
+        origin: None where this program did not train it.
+        metrics: the content of the run's `metrics.json`, None where there is none.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701  # Markdown
+    )
+    model = config.get("model") or {}
+    return environment.get_template(_TEMPLATE).render(
+        version=version("pancreas-mtl"),
+        variant=config.get("experiment"),
+        fold=config.get("fold"),
+        seed=config.get("seed"),
+        head=model.get("head", "none"),
+        nnunet=config.get("nnunet"),
+        plan=plan,
+        parameters=parameters,
+        origin=origin,
+        num_subtypes=NUM_SUBTYPES,
+        rows=_rows(metrics) if metrics else [],
+        n_cases=metrics["n_cases"] if metrics else 0,
+        tolerance_mm=metrics["whole_pancreas"]["nsd_tolerance_mm"] if metrics else None,
+        targets=[one for one in metrics["targets"] if one.get("value") is not None]
+        if metrics
+        else [],
+    )
+
+
+def _rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Name, mean and interval of every metric that is defined."""
+    rows = []
+    for name, (region, key) in _METRICS:
+        estimate = (metrics.get(region) or {}).get(key) or {}
+        if estimate.get("mean") is not None:
+            rows.append((name, f"{estimate['mean']:.3f}", _interval(estimate.get("ci95"))))
+    return rows
+
+
+def _interval(ci95: Any) -> str:
+    return "none, a single case" if not ci95 else f"{ci95[0]:.3f} to {ci95[1]:.3f}"

@@ -1,0 +1,87 @@
+"""A bundle for other runtimes: written beside its place, checked against torch, moved there."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pancreas_mtl.errors import CaseError, UsageError
+from pancreas_mtl.inference.bundle import load_bundle
+from pancreas_mtl.interop import processing
+
+
+class Format(NamedTuple):
+    """Where a format is written, imported only when it is asked for, and the extra it needs."""
+
+    module: str  # with FILES
+    function: str  # (bundle, folder) -> parity
+    extra: str
+
+
+FORMATS = {
+    "onnx": Format("onnx", "write_onnx", "onnx"),
+    "openvino": Format("openvino", "write_openvino", "openvino"),
+    "monai_bundle": Format("monai_bundle", "write_monai_bundle", "monai-bundle"),
+}
+
+
+def export_bundle(
+    model: Path, output_dir: Path, *, format_name: str, overwrite: bool = False
+) -> dict[str, Any]:
+    """Write a bundle in another format, with `processing.json`.
+
+    Args:
+        model: a bundle folder.
+        output_dir: new or empty, or with an export if `overwrite`; what is in it is replaced.
+        format_name: a name in `FORMATS`.
+        overwrite: replace an export.
+
+    Returns:
+        How far the export was found from torch, and the tolerance.
+
+    Raises:
+        UsageError: a choice that does not exist, an extra that is not installed, an `output_dir`
+            that is not free.
+        CaseError: the export disagrees with torch; nothing is left behind.
+    """
+    if format_name not in FORMATS:
+        raise UsageError(f"format={format_name}: choose one of {', '.join(FORMATS)}")
+    _check_free(output_dir, overwrite=overwrite)
+    bundle, chosen = load_bundle(model), FORMATS[format_name]
+    try:
+        writer = importlib.import_module(f"pancreas_mtl.interop.{chosen.module}")
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"format={format_name}: {error}; pip install 'pancreas-mtl[{chosen.extra}]'"
+        ) from None
+    draft = output_dir.resolve().with_name(f".{output_dir.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        draft.mkdir(parents=True)
+        parity: dict[str, Any] = getattr(writer, chosen.function)(bundle, draft)
+        content = processing.processing(bundle, files=writer.FILES, parity=parity)
+        (draft / processing.FILE).write_text(json.dumps(content, indent=2) + "\n")
+        if output_dir.exists():
+            shutil.rmtree(output_dir)
+        draft.rename(output_dir)
+    except OSError as error:
+        raise CaseError(f"{output_dir} cannot be written ({error.strerror}): free space") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return parity
+
+
+def _check_free(output_dir: Path, *, overwrite: bool) -> None:
+    if output_dir.is_file():
+        raise UsageError(f"output_dir={output_dir} is a file: give another output_dir")
+    if not output_dir.exists() or not any(output_dir.iterdir()):
+        return
+    if not (output_dir / processing.FILE).exists():
+        raise UsageError(f"output_dir={output_dir} is not empty: give another output_dir")
+    if not overwrite:
+        raise UsageError(
+            f"output_dir={output_dir} holds an export: give another output_dir, or overwrite=true"
+        )

@@ -1,0 +1,54 @@
+"""A bundle as OpenVINO IR: `window.xml` and, with a subtype head, `classifier.xml`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import openvino as ov
+from torch.export import ExportedProgram
+
+from pancreas_mtl.inference.bundle import Bundle
+from pancreas_mtl.inference.exportable import (
+    INPUT_NAME,
+    ExportableClassifier,
+    ExportableWindow,
+)
+from pancreas_mtl.interop.parity import Run, check_networks
+from pancreas_mtl.interop.trace import trace_classifier, trace_window
+
+FILES = {"window": "window.xml", "classifier": "classifier.xml"}
+
+
+def write_openvino(bundle: Bundle, folder: Path) -> dict[str, Any]:
+    """Write the networks in float32 and check them on the CPU in float32; how far they are off.
+
+    Raises:
+        CaseError: they disagree with torch.
+    """
+    names = ExportableWindow(bundle.network).output_names
+    window = folder / FILES["window"]
+    _write(trace_window(bundle), window, (INPUT_NAME,), names)
+    classifier = None
+    if bundle.network.has_subtype:
+        kind = ExportableClassifier
+        classifier = folder / FILES["classifier"]
+        _write(trace_classifier(bundle), classifier, kind.input_names, kind.output_names)
+    parity = check_networks(bundle, _runner(window), classifier and _runner(classifier))
+    return {"runtime": f"openvino {ov.__version__.split('-')[0]}, float32", **parity}
+
+
+def _write(
+    program: ExportedProgram, path: Path, inputs: tuple[str, ...], outputs: tuple[str, ...]
+) -> None:
+    model = ov.convert_model(program)
+    for ports, names in ((model.inputs, inputs), (model.outputs, outputs)):
+        for port, name in zip(ports, names, strict=True):
+            port.get_tensor().set_names({name})
+    ov.save_model(model, path, compress_to_fp16=False)
+
+
+def _runner(path: Path) -> Run:
+    """Compiled in float32, since OpenVINO takes bf16 by itself where the CPU has it."""
+    compiled = ov.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda arrays: list(compiled(list(arrays)).to_tuple())
