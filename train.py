@@ -20,11 +20,10 @@ from pancreas_mtl.evaluation.references import Reference
 from pancreas_mtl.evaluation.report import write_report
 from pancreas_mtl.evaluation.results import write_metrics
 from pancreas_mtl.evaluation.task import Task
-from pancreas_mtl.inference.bundle import save_bundle
+from pancreas_mtl.inference.bundle import save_bundle, save_card
 from pancreas_mtl.inference.calibration import save_calibration
 from pancreas_mtl.run_folder import open_run
 from pancreas_mtl.training.checkpoints import averaged_weights
-from pancreas_mtl.types import Case
 
 
 @command("train")
@@ -46,21 +45,23 @@ def main(config: DictConfig) -> None:
         if trainer.is_global_zero:
             weights = averaged_weights(run_dir / "checkpoints" / "best.ckpt")
             save_bundle(run_dir / "bundle", weights, prepared.plan, build.plain(config))
-            _finish(config, trainer, run_dir, dataset.part(dataset.split.validation))
+            _finish(config, trainer, run_dir, dataset)
     finally:
         build.finish_logging(config)
 
 
-def _finish(config: DictConfig, trainer: pl.Trainer, run_dir: Path, validation: list[Case]) -> None:
+def _finish(config: DictConfig, trainer: pl.Trainer, run_dir: Path, dataset: build.Dataset) -> None:
     """Predict the validation cases in full, calibrate the bundle, evaluate, draw and report."""
     workers, task = build.workers(config), build.settings(Task, config, "task")
     bundle, oof, calibrated = (run_dir / name for name in ("bundle", "oof", "validation"))
+    validation = dataset.part(dataset.split.validation)
     references = [Reference(case.name, case.mask, case.subtype) for case in validation]
     predict_held_out(bundle, validation, oof)
     fitted = calibrate(oof, references, calibrated, coverage=task.coverage, workers=workers)
     save_calibration(bundle, fitted)
     metrics = evaluate(calibrated, references, task=task, workers=workers)
     write_metrics(metrics, run_dir / "metrics.json")
+    save_card(bundle, origin=build.origin(config, dataset), metrics=metrics.as_json())
     draw_results(metrics, run_dir, references, workers=workers)
     log_results(trainer.loggers, metrics, run_dir, step=trainer.global_step)
     page = write_report([run_dir], run_dir, workers=workers)

@@ -25,10 +25,11 @@ from pancreas_mtl.inference.bundle import save_bundle
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
 from pancreas_mtl.types import Intensity, Plan
 
+MODEL = {"head": "lesion", "stages": [0, 1], "hidden": 32, "dropout": 0.2, "detach_head": False}
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def plan() -> Plan:
     """Three stages, one of them anisotropic; inputs divisible by (2, 4, 4)."""
     return Plan(
@@ -51,8 +52,7 @@ def network(plan: Plan) -> MultitaskUNet:
 @pytest.fixture
 def bundle(tmp_path: Path, plan: Plan, network: MultitaskUNet) -> Path:
     """A bundle folder with random weights."""
-    model = {"head": "lesion", "stages": [0, 1], "hidden": 32, "dropout": 0.2, "detach_head": False}
-    save_bundle(tmp_path / "bundle", network.state_dict(), plan, {"model": model})
+    save_bundle(tmp_path / "bundle", network.state_dict(), plan, {"model": MODEL})
     return tmp_path / "bundle"
 
 

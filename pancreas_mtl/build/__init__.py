@@ -6,7 +6,16 @@ training    network, module, trainer, loggers
 prediction  predictor and its cases
 """
 
-from pancreas_mtl.build.data import Dataset, Prepared, cases, datamodule, dataset, prepare, workers
+from pancreas_mtl.build.data import (
+    Dataset,
+    Prepared,
+    cases,
+    datamodule,
+    dataset,
+    origin,
+    prepare,
+    workers,
+)
 from pancreas_mtl.build.prediction import fingerprint_of, predictor, sources
 from pancreas_mtl.build.settings import check, settings
 from pancreas_mtl.build.training import finish_logging, module, network, trainer
@@ -23,6 +32,7 @@ __all__ = [
     "finish_logging",
     "module",
     "network",
+    "origin",
     "plain",
     "predictor",
     "prepare",

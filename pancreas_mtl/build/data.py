@@ -18,12 +18,14 @@ from pancreas_mtl.data.datamodule import PancreasDataModule, SamplingConfig
 from pancreas_mtl.data.files import write_json
 from pancreas_mtl.data.fingerprint import fingerprint
 from pancreas_mtl.data.phantom import write_dataset
+from pancreas_mtl.data.phantom.dataset import MANIFEST
 from pancreas_mtl.data.plan import PlanConfig, load_plan, make_plan, save_plan
 from pancreas_mtl.data.pool import default_workers
 from pancreas_mtl.data.preprocess import CacheEntry, preprocess
 from pancreas_mtl.data.splits import Split, Splits, make_splits, save_splits
 from pancreas_mtl.errors import CaseError
-from pancreas_mtl.types import Case, Plan
+from pancreas_mtl.inference.card import Origin, Part
+from pancreas_mtl.types import NUM_SUBTYPES, Case, Plan
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +81,22 @@ def cases(data: DictConfig, *, workers: int) -> list[Case]:
         workers=workers,
     )
     return read_cases("quiz", root)
+
+
+def origin(config: DictConfig, found: Dataset) -> Origin:
+    """What a model of this run is trained on, for its card."""
+    root = Path(config.data.root)
+    parts = [
+        _part(name, found.part(names))
+        for name, names in (("train", found.split.train), ("validation", found.split.validation))
+    ]
+    phantom = config.data.layout == "phantom" or (root / MANIFEST).exists()
+    return Origin(str(config.data.layout), phantom, tuple(parts))
+
+
+def _part(name: str, cases: Sequence[Case]) -> Part:
+    subtypes = [sum(case.subtype == subtype for case in cases) for subtype in range(NUM_SUBTYPES)]
+    return Part(name, len(cases), sum(case.mask is not None for case in cases), tuple(subtypes))
 
 
 def prepare(config: DictConfig, found: Dataset, run_dir: Path) -> Prepared:

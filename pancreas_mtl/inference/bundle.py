@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pancreas_mtl.data.files import write_text
 from pancreas_mtl.data.plan import load_plan, save_plan
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.inference.calibration import Calibration, read_calibration, save_calibration
@@ -103,9 +104,7 @@ def save_card(
         origin=origin,
         metrics=metrics,
     )
-    temporary = folder / f".{CARD}.tmp"
-    temporary.write_text(text)
-    temporary.replace(folder / CARD)
+    write_text(folder / CARD, text)
 
 
 def load_bundle(folder: Path) -> Bundle:

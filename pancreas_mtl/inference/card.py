@@ -73,7 +73,7 @@ def render_card(
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701  # Markdown
+        autoescape=False,  # Markdown
     )
     model = config.get("model") or {}
     return environment.get_template(_TEMPLATE).render(
@@ -82,7 +82,7 @@ def render_card(
         fold=config.get("fold"),
         seed=config.get("seed"),
         head=model.get("head", "none"),
-        nnunet=config.get("nnunet"),
+        nnunet=_cells(config.get("nnunet") or {}),
         plan=plan,
         parameters=parameters,
         origin=origin,
@@ -94,6 +94,11 @@ def render_card(
         if metrics
         else [],
     )
+
+
+def _cells(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Facts from elsewhere as text that cannot break a table."""
+    return {key: " ".join(str(value).split()).replace("|", "/") for key, value in facts.items()}
 
 
 def _rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -97,10 +98,9 @@ def run_inference(folder: Path, dataset_dir: Path, output_dir: Path) -> None:
     ]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if result.returncode:
-        raise CaseError(
-            "the exported bundle does not run: "
-            f"{' '.join((result.stderr.strip().splitlines() or ['no message'])[-1].split())}"
-        )
+        causes = re.findall(r"^\w[\w.]*(?:Error|Exception)\b.*", result.stderr, re.MULTILINE)
+        cause = causes[0] if causes else result.stderr.strip()[-200:]
+        raise CaseError(f"the exported bundle does not run ({' '.join(cause.split())})")
 
 
 def _check(bundle: Bundle, folder: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ def test_round_trip(bundle, plan, network):
 
 def test_holds_no_pickle(bundle):
     assert sorted(path.name for path in bundle.iterdir()) == [
+        "README.md",
         "calibration.json",
         "config.yaml",
         "model.safetensors",

@@ -1,0 +1,237 @@
+"""The documentation says what is so: links lead somewhere, and every command in it runs.
+
+The `sh` blocks of README.md and docs/ are run in a folder of their own, on phantoms and with a tiny
+network, each distinct command once. Where a line `# needs ...` stands above a command, only its
+configuration is composed.
+"""
+
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tarfile
+import tomllib
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TINY = {
+    "plan": "small",
+    "plan.base_channels": "8",
+    "plan.patch_size": "[16,32,48]",
+    "trainer": "cpu",
+    "trainer.max_epochs": "1",
+    "sampling.steps_per_epoch": "1",
+    "sampling.workers": "0",
+    "sampling.validation_cases": "1",
+    "workers": "1",
+    "audit": "false",
+    "fold": "0",
+    "paths.outputs": "outputs",
+}
+SMALL = {"num_train": "5", "num_validation": "0", "num_test": "1", "num_cases": "3", "workers": "1"}
+EXTRA = re.compile(r"pip install (?:'pancreas-mtl|-e '\.)\[([a-z,-]+)\]'")
+
+
+class Command(NamedTuple):
+    """One command of a page; `needs` is what it asks for beyond this repository and a CPU."""
+
+    page: str
+    text: str
+    needs: str | None
+
+
+def commands_of(page: Path) -> list[Command]:
+    found = []
+    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        needs = None
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("# needs "):
+                needs = line.removeprefix("# needs ")
+            elif line.strip() and not line.startswith("#"):
+                text = " ".join(shlex.split(line, comments=True, posix=False))
+                found.append(Command(str(page.relative_to(ROOT)), text, needs))
+                needs = None
+    return found
+
+
+COMMANDS = [command for page in PAGES for command in commands_of(page)]
+INLINE = sorted(
+    {
+        text
+        for page in PAGES
+        for text in re.findall(r"`(python (?:train|predict|-m pancreas_mtl)[^`\n]*)`", page.read_text())
+    }
+)
+
+
+def split(text: str) -> tuple[str, list[str]]:
+    """The name of its configuration, and its overrides; `-m` falls away."""
+    words = shlex.split(text)[1:]
+    name = words[1].removeprefix("pancreas_mtl.") if words[0] == "-m" else words[0][: -len(".py")]
+    words = words[2:] if words[0] == "-m" else words[1:]
+    return name, [word for word in words if "=" in word]
+
+
+def composes(text: str) -> None:
+    """The command's keys exist, and each of the choices that it names."""
+    name, overrides = split(text)
+    given = {one.split("=")[0].lstrip("+~") for one in overrides}
+    if name == "audit" and "data" not in given:
+        overrides.append("data=quiz")
+    values = [(key, list_of(value)) for key, value in (one.split("=", 1) for one in overrides)]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for turn in range(max((len(choices) for _, choices in values), default=1)):
+            chosen = [f"{key}={choices[min(turn, len(choices) - 1)]}" for key, choices in values]
+            compose(name, overrides=chosen, return_hydra_config=True)
+
+
+def list_of(value: str) -> list[str]:
+    """The choices of a sweep, `a,b`, or of a line that lists what there is, `a|b`."""
+    if "|" in value:
+        return value.split("|")
+    return [value] if value[:1] in "[{'\"" or "(" in value else value.split(",")
+
+
+# What is checked without running
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+        if not target.startswith(("http:", "https:")):
+            assert (page.parent / target).exists(), target
+
+
+def test_every_page_is_reached_from_the_index():
+    text = (ROOT / "docs" / "README.md").read_text() + (ROOT / "README.md").read_text()
+    for page in PAGES:
+        if page.name != "README.md":
+            assert page.name in text, f"{page} is not linked from docs/README.md"
+
+
+@pytest.mark.parametrize("text", INLINE)
+def test_a_command_within_a_sentence_composes(text):
+    text = text.replace(" ...", "").replace("--help", "")
+    GlobalHydra.instance().clear()
+    composes(text)
+
+
+def test_python_examples_are_python():
+    for page in PAGES:
+        for block in re.findall(r"^ *```python\n(.*?)^ *```", page.read_text(), re.M | re.S):
+            indent = re.match(r" *", block).group()
+            compile(re.sub(f"^{indent}", "", block, flags=re.M), str(page), "exec")
+
+
+def test_there_are_commands():
+    pages = {command.page for command in COMMANDS}
+    assert {"README.md", "docs/tutorial.md", "docs/how-to/deployment.md"} <= pages
+    assert len({command.text for command in COMMANDS}) > 20
+
+
+def test_what_needs_more_is_composed():
+    for command in COMMANDS:
+        if command.needs and command.text.startswith("python "):
+            GlobalHydra.instance().clear()
+            if "hydra/launcher=submitit" in command.text:
+                pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="extra slurm")
+            composes(command.text)
+
+
+# What runs
+
+
+class Sandbox:
+    """A folder that looks like the repository's root, with phantoms and one tiny training."""
+
+    def __init__(self, folder: Path, quiz: Path) -> None:
+        self.folder, self.quiz = folder, quiz
+        self.done: set[str] = set()
+        for name in ("docs", "conf", "pancreas_mtl", "train.py", "predict.py"):
+            (folder / name).symlink_to(ROOT / name)
+
+    def path(self, word: str) -> str:
+        """What a word in capitals stands for."""
+        ct = next((self.quiz / "test").glob("*.nii.gz"))
+        known = {
+            "DIR": self.quiz,
+            "DATASET": self.folder / "Dataset172_PancreasQuiz",
+            "MASKS": self.quiz / "references",
+            "BUNDLE": self.folder / "runs/balanced/bundle",
+            "PREDICTIONS": self.folder / "predictions",
+            "CT": ct,
+        }
+        for name, path in known.items():
+            word = re.sub(rf"(?<![\w/]){name}(?![\w.])", str(path), word)
+        return word
+
+    def run(self, text: str, monkeypatch) -> None:
+        """Run a command in this process, unless it has been run before."""
+        if text in self.done:
+            return
+        self.done.add(text)
+        monkeypatch.chdir(self.folder)
+        words = [self.path(word) for word in shlex.split(text)]
+        if words[:2] == ["python", "train.py"] or words[:2] == ["python", "predict.py"]:
+            self.call(words[1][: -len(".py")], words[2:], monkeypatch)
+        elif words[:2] == ["python", "-m"] and words[2].startswith("pancreas_mtl."):
+            self.call(words[2], words[3:], monkeypatch)
+        elif words[0] == "python" and words[1].startswith("docs/"):
+            subprocess.run([sys.executable, *words[1:]], check=True, cwd=self.folder)
+        elif words[0] == "tar":
+            subprocess.run(words, check=True, cwd=self.folder)
+        else:
+            raise AssertionError(f"{text}: tests/test_docs.py does not know how to run this")
+
+    def call(self, module: str, arguments: list[str], monkeypatch) -> None:
+        monkeypatch.syspath_prepend(str(ROOT))
+        name = module.removeprefix("pancreas_mtl.")
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *self.tiny(name, arguments)])
+        GlobalHydra.instance().clear()
+        main = importlib.import_module(module).main
+        try:
+            main()
+        except SystemExit as stop:
+            assert stop.code in (0, None), f"{name} {arguments}"
+
+    def tiny(self, name: str, arguments: list[str]) -> list[str]:
+        """The arguments, with overrides that make the command small."""
+        smaller = {"train": TINY, "phantom": SMALL}.get(name, {})
+        if name == "predict":
+            smaller = {"preset": "fast"}
+        if name == "phantom":
+            smaller = {key: value for key, value in SMALL.items() if f"{key}=" in " ".join(arguments)}
+        if name in ("train", "predict", "export", "convert"):
+            smaller = smaller | {"overwrite": "true"}
+        kept = [one for one in arguments if one.split("=")[0] not in smaller]
+        return [*kept, *(f"{key}={value}" for key, value in smaller.items())]
+
+
+@pytest.fixture(scope="module")
+def sandbox(tiny_quiz, tmp_path_factory):
+    return Sandbox(tmp_path_factory.mktemp("docs"), tiny_quiz)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_runs(page, sandbox, monkeypatch):
+    """README first, for it trains the bundle that the other pages use."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for command in commands_of(page):
+        if command.needs:
+            continue
+        if command.text.startswith("make "):
+            make = subprocess.run(["make", "-n", *command.text.split()[1:]], cwd=ROOT, check=False)
+            assert make.returncode == 0, command.text
+        elif named := EXTRA.search(command.text):
+            assert set(named[1].split(",")) <= set(extras), command.text
+        else:
+            sandbox.run(command.text, monkeypatch)
