@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
-EXTRAS := dev,openvino,onnx,dicom,sweep,slurm,tensorboard
+EXTRAS := dev,openvino,onnx,monai-bundle,dicom,sweep,slurm,tensorboard
 DEMO   := outputs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint types format gpu-check bench bench-accuracy clean
+.PHONY: help setup demo test test-fast lint types format reference gpu-check bench bench-accuracy clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1|/' | \
@@ -51,6 +51,9 @@ types: $(STAMP)  ## mypy
 format: $(STAMP)  ## put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+reference: $(STAMP)  ## write docs/reference from docstrings and conf/
+	$(BIN)/python docs/build_reference.py
 
 gpu-check: $(STAMP)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu -rs

@@ -29,7 +29,7 @@ from pancreas_mtl.data.resample import resample, spline_orders, target_shape
 from pancreas_mtl.inference.postprocess import clean_up, labels_at, with_temperature
 from pancreas_mtl.inference.windows import predict_windows
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
-from pancreas_mtl.types import Intensity, Plan, Triple, TripleMm
+from pancreas_mtl.types import FloatArray, Intensity, Plan, Triple, TripleMm
 
 
 def multitask_network(plan: Mapping[str, Any], model: Mapping[str, Any]) -> MultitaskUNet:
@@ -74,9 +74,8 @@ class ToSpacingd(MapTransform):
                 "source_affine": image.affine,
                 "source_shape": torch.tensor(array.shape),
             }
-            done[key] = MetaTensor(
-                resampled, affine=_scaled(image.affine, array.shape, shape), meta=meta
-            )
+            done[key] = MetaTensor(resampled, meta=meta)
+            done[key].affine = _scaled(image.affine, array.shape, shape)
         return done
 
 
@@ -114,11 +113,24 @@ class ToSourceGridd(MapTransform):
         source = MetaTensor(torch.zeros(1, *shape), affine=affine)
         orders = spline_orders(self.spacing_mm, _spacing_mm(source), order=1)
         for key in self.key_iterator(done):
-            logits = done[key].cpu().numpy()
-            labels = clean_up(labels_at([logits], shape, orders=[orders]), **self.largest)
-            oriented = MetaTensor(torch.from_numpy(labels)[None], affine=affine, meta=dict(meta))
+            scores = WholeScores(done[key].cpu().numpy())
+            labels = clean_up(labels_at([scores], shape, orders=[orders]), **self.largest)
+            oriented = MetaTensor(torch.from_numpy(labels)[None], meta=dict(meta))
+            oriented.affine = affine
             done[key] = Orientation(axcodes=file_axes, labels=None)(oriented)
         return done
+
+
+class WholeScores:
+    """Logits `(C, d, h, w)` that are there as a whole, for `labels_at`."""
+
+    def __init__(self, logits: FloatArray) -> None:
+        self.logits = logits
+        self.shape = logits.shape
+
+    def planes(self, low: int, high: int) -> FloatArray:
+        """Those of the planes `low` to `high` along d."""
+        return self.logits[:, low:high]
 
 
 class MultitaskInferer(Inferer):

@@ -22,6 +22,7 @@ from pancreas_mtl.interop.parity import Run, check_networks
 from pancreas_mtl.interop.trace import AXES, trace_classifier, trace_window
 
 OPSET = 18
+_TALKATIVE = ("torch.onnx", "onnxscript", "onnx_ir")  # they tell of every node they fold
 FILES = {"window": "window.onnx", "classifier": "classifier.onnx"}
 
 
@@ -47,22 +48,18 @@ def write_onnx(bundle: Bundle, folder: Path) -> dict[str, Any]:
 
 
 def _write(program: ExportedProgram, path: Path, inputs: Any, outputs: Any) -> None:
-    quiet = logging.getLogger("torch.onnx")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)  # it tells what of torchvision is not installed
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            exported = torch.onnx.export(
-                program,
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=list(inputs),
-                output_names=list(outputs),
-                verbose=False,
-            )
-    finally:
-        quiet.setLevel(level)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            verbose=False,
+        )
     assert exported is not None
     exported.save(path)
 

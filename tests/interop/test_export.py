@@ -1,7 +1,9 @@
 """Exports against torch and against `Predictor`; each needs an extra and skips without it."""
 
-import importlib.util
 import json
+import re
+import shlex
+import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from pancreas_mtl import export as export_command
 from pancreas_mtl.data.images import read_image, to_source
 from pancreas_mtl.data.preprocess import prepare_image
 from pancreas_mtl.errors import CaseError, UsageError
@@ -24,6 +27,11 @@ from pancreas_mtl.interop.processing import processing
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs/how-to/deployment.md").read_text()
+COMMANDS = {  # of that page, each of which is run below
+    *("format=onnx", "format=openvino", "format=monai_bundle"),
+    *("docs/examples/onnx_case.py", "monai.bundle run"),
+}
 MODEL = {"head": "lesion", "stages": [0, 1], "hidden": 8, "dropout": 0.0, "detach_head": False}
 AXIS_CODES = ("A", "R", "S")
 
@@ -67,13 +75,35 @@ def facts_of(folder):
     return json.loads((folder / "processing.json").read_text())
 
 
+def page_commands():
+    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def command_of(part, **places):
+    """The page's only command with this part, its words in capitals and folders replaced."""
+    (line,) = [line for line in page_commands() if part in line]
+    for word, place in places.items():
+        line = re.sub(rf"(?<![\w/]){word}(?![\w.])", str(place), line)
+    return line.replace("python ", f"{sys.executable} ")
+
+
 def exported(model, name, tmp_path_factory):
-    """An export, and that it stands in its folder alone."""
+    """An export by the page's command, and that it stands in its folder alone."""
     parent = tmp_path_factory.mktemp(name)
-    stated = export_bundle(model, parent / "out", format_name=name)
+    line = command_of(f"format={name}", BUNDLE=model)
+    line = re.sub(r"output_dir=\S+", f"output_dir={parent / 'out'}", line)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["export.py", *shlex.split(line)[3:]])
+        export_command.main()
     assert [path.name for path in parent.iterdir()] == ["out"]
-    assert facts_of(parent / "out")["parity"] == json.loads(json.dumps(stated))
     return parent / "out"
+
+
+def test_the_pages_commands_are_those_run_here():
+    assert len(page_commands()) == len(COMMANDS)
+    for part in COMMANDS:
+        assert command_of(part)
 
 
 # ONNX
@@ -105,14 +135,19 @@ def test_onnx_states_opset_axes_and_parity(onnx_folder):
 
 
 @pytest.mark.slow
-def test_the_example_predicts_a_case_from_the_export_alone(onnx_folder, ct, expected):
-    spec = importlib.util.spec_from_file_location("onnx_case", ROOT / "docs/examples/onnx_case.py")
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
-    labels, probabilities = example.predict(onnx_folder, ct)
-    assert labels.shape == expected[0].shape
-    assert (labels != expected[0]).mean() < 1e-3
-    np.testing.assert_allclose(probabilities, expected[1], atol=1e-4)
+def test_the_example_predicts_a_case_from_the_export_alone(onnx_folder, ct, expected, tmp_path):
+    assert "pancreas_mtl" not in re.findall(
+        r"import (\w+)", (ROOT / "docs/examples/onnx_case.py").read_text()
+    )
+    line = command_of("onnx_case.py", CT=ct)
+    line = line.replace("exports/onnx", str(onnx_folder))
+    line = line.replace("exports/mask", str(tmp_path / "mask"))
+    run = subprocess.run(shlex.split(line), cwd=ROOT, check=True, capture_output=True, text=True)
+    mask = nib.load(tmp_path / "mask.nii.gz")
+    np.testing.assert_array_equal(mask.affine, nib.load(ct).affine)
+    assert mask.shape == expected[0].shape
+    assert (np.asanyarray(mask.dataobj) != expected[0]).mean() < 1e-3
+    np.testing.assert_allclose([float(p) for p in run.stdout.split()], expected[1], atol=1e-4)
 
 
 # OpenVINO
@@ -148,9 +183,9 @@ def monai_folder(model, tmp_path_factory):
 
 @pytest.mark.slow
 def test_monai_runs_the_bundle_with_both_outputs(monai_folder, ct, expected, tmp_path):
-    from pancreas_mtl.interop.monai_bundle import run_inference
-
-    run_inference(monai_folder, ct.parent, tmp_path)
+    line = command_of("monai.bundle run", IMAGES=ct.parent, OUTPUT=tmp_path)
+    line = line.replace("exports/monai", str(monai_folder))
+    subprocess.run(["bash", "-c", line], cwd=ROOT, check=True, capture_output=True)
     mask = nib.load(tmp_path / "case.nii.gz")
     assert mask.get_data_dtype() == np.uint8
     np.testing.assert_allclose(mask.affine, nib.load(ct).affine, atol=1e-5)
