@@ -230,9 +230,9 @@ def _decoded(path: Path) -> tuple[Any, npt.NDArray[Any]]:
     except Exception as error:  # each decoder raises kinds of its own
         syntax = None if dataset is None else dataset.file_meta.TransferSyntaxUID
         if syntax is not None and not _can_decode(syntax):
-            remedy = "install one (pip install python-gdcm), or export uncompressed"
             raise CaseError(
-                f"{path} is stored as {syntax.name}, without decoder: {remedy}"
+                f"{path} is stored as {syntax.name}, which nothing here decodes: pip install "
+                "'pancreas-mtl[dicom]' for all that CTs use, or export uncompressed"
             ) from None
         reason = " ".join(str(error).split())[:120]
         raise CaseError(f"{path} is truncated or damaged ({reason}): copy it again") from None

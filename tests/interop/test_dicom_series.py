@@ -123,6 +123,19 @@ def test_another_modality_is_named(write_series, tmp_path):
         find_series(tmp_path, None)
 
 
+def test_two_real_series_are_listed_and_either_is_read(real_ct, tmp_path):
+    uid = pydicom.uid.generate_uid()
+    for index, path in enumerate(sorted((real_ct / "dicom").glob("*.dcm"))):
+        dataset = pydicom.dcmread(path)
+        dataset.SeriesInstanceUID = uid if index % 4 == 0 else dataset.SeriesInstanceUID
+        dataset.save_as(tmp_path / path.name)
+    with pytest.raises(UsageError, match="holds 2 CT series: choose one by series=UID") as error:
+        find_series(tmp_path, None)
+    assert "15 slices)" in str(error.value)
+    assert f"{uid} (no description, 5 slices)" in str(error.value)
+    assert len(find_series(tmp_path, uid).slices) == 5
+
+
 def test_the_published_real_series_had_no_uids(real_ct, tmp_path):
     for path in sorted((real_ct / "dicom").glob("*.dcm"))[:3]:
         dataset = pydicom.dcmread(path)

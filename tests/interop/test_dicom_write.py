@@ -162,6 +162,21 @@ def test_a_header_that_allows_no_seg_is_one_line(write_series, tmp_path):
     assert not list(tmp_path.glob("*.dcm"))
 
 
+@pytest.mark.slow
+def test_the_seg_of_a_real_series_equals_its_labels_voxel_for_voxel(real_ct, tmp_path):
+    """Slices overlap, file names are in no order, pixels are JPEG 2000."""
+    folder = real_ct / "dicom"
+    volume, name = write(folder, lambda volume: blobs(volume.array.shape), tmp_path)
+    write_nifti(tmp_path, name, volume, CasePrediction(blobs(volume.array.shape), None))
+    nifti = read_mask(tmp_path / f"{name}.nii.gz")
+    seg = read_seg(tmp_path)
+    expected = to_source(nifti.array, nifti.source).transpose(2, 1, 0)
+    np.testing.assert_array_equal(frames_by_instance(seg, folder), expected)
+    source = find_series(folder, None)
+    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == source.uid
+    assert seg.get_volume(combine_segments=True).spacing[0] == pytest.approx(2.0)
+
+
 # The whole way
 
 
