@@ -26,7 +26,8 @@ from nibabel.orientations import aff2axcodes
 from torch import Tensor
 
 from pancreas_mtl.data.resample import resample, spline_orders, target_shape
-from pancreas_mtl.inference.postprocess import clean_up, labels_at, with_temperature
+from pancreas_mtl.inference.calibration import with_temperature
+from pancreas_mtl.inference.postprocess import clean_up, labels_at
 from pancreas_mtl.inference.windows import predict_windows
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
 from pancreas_mtl.types import FloatArray, Intensity, Plan, Triple, TripleMm

@@ -134,5 +134,7 @@ def _postprocessing(bundle: Bundle) -> dict[str, Any]:
         ],
         "subtype": "softmax per view, mean over views, then p^(1 / T), normalised, with T = "
         "subtype_temperature",
+        "conformal_set": "the subtypes s for which fewer than coverage * (n + 1) of the n values "
+        "of conformity lie above s's probability before the temperature; none where n is 0",
         "calibration": asdict(bundle.calibration),
     }
