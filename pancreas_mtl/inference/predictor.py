@@ -18,7 +18,7 @@ import torch
 
 from pancreas_mtl.data.preprocess import prepare_image
 from pancreas_mtl.data.resample import spline_orders
-from pancreas_mtl.errors import CaseError
+from pancreas_mtl.errors import CaseError, UsageError
 from pancreas_mtl.inference.bundle import Bundle, find_bundles, load_bundle
 from pancreas_mtl.inference.calibration import calibrated, conformal_set
 from pancreas_mtl.inference.engines import Precision, TorchEngine
@@ -156,8 +156,10 @@ class Predictor:
         """Load a bundle folder; a folder or a list of several becomes an ensemble.
 
         Raises:
-            UsageError: a folder is no bundle of this version.
+            UsageError: a folder is no bundle of this version, or there is no such preset.
         """
+        if preset not in PRESETS:
+            raise UsageError(f"preset={preset}: choose one of {', '.join(PRESETS)}")
         paths = [path] if isinstance(path, str | Path) else list(path)
         bundles = [load_bundle(one) for path in paths for one in find_bundles(Path(path))]
         return cls(bundles, preset=PRESETS[preset], device=device, precision=precision, maps=maps)
@@ -170,11 +172,14 @@ class Predictor:
             spacing_mm: of the image, `(D, H, W)`.
 
         Raises:
-            CaseError: the image is not 3D, or has voxels that are not finite.
+            CaseError: the image is not 3D or empty, has voxels that are not finite, or a spacing
+                that is not positive.
         """
         array = np.asarray(image, dtype=np.float32)
-        if array.ndim != 3 or not np.isfinite(array).all():
+        if array.ndim != 3 or array.size == 0 or not np.isfinite(array).all():
             raise CaseError(f"image of shape {array.shape}: needs three axes and finite voxels")
+        if len(spacing_mm) != 3 or not all(0 < mm < np.inf for mm in spacing_mm):
+            raise CaseError(f"spacing_mm={spacing_mm}: needs three positive numbers, (D, H, W)")
         grid = SourceGrid((array.shape[2], array.shape[1], array.shape[0]), np.eye(4))
         return self.predict(Volume(array, spacing_mm, grid))
 

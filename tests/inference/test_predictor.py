@@ -65,6 +65,11 @@ def test_degenerate_shapes(predictor, shape):
 def test_bad_arrays(predictor, image):
     with pytest.raises(CaseError, match="three axes"):
         predictor(image[0], SPACING)
+    for spacing in ((2.0, 0.7), (2.0, 0.7, 0.0), (2.0, 0.7, np.nan), (2.0, -0.7, 0.9)):
+        with pytest.raises(CaseError, match=r"spacing_mm=.*needs three positive numbers"):
+            predictor(image, spacing)
+    with pytest.raises(CaseError, match="three axes"):
+        predictor(image[:0], SPACING)
     image[0, 0, 0] = np.nan
     with pytest.raises(CaseError, match="finite"):
         predictor(image, SPACING)
@@ -101,6 +106,11 @@ def test_a_network_trained_without_mirroring_sees_no_mirrored_image(bundle, imag
         for preset in ("accurate", "fast")
     ]
     np.testing.assert_array_equal(answers[0].labels, answers[1].labels)
+
+
+def test_a_preset_that_is_none(bundle):
+    with pytest.raises(UsageError, match="preset=best: choose one of accurate, fast"):
+        Predictor.from_bundle(bundle, preset="best")
 
 
 @pytest.fixture
