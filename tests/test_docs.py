@@ -10,12 +10,18 @@ import importlib.util
 import re
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+
+from pancreas_mtl.models.classifiers import HEADS
+from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig, reductions
+from pancreas_mtl.types import UNKNOWN, Evidence
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -253,3 +259,47 @@ def test_every_command_runs(page, sandbox, write_series, run_command, monkeypatc
             assert set(named[1].split(",")) <= set(extras), command.text
         else:
             sandbox.run(command.text, run_command)
+
+
+# The examples in Python
+
+
+def python_blocks(name: str) -> list[str]:
+    text = (ROOT / "docs" / "how-to" / name).read_text()
+    found = re.findall(r"^ *```python\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    return [re.sub(r"^   (?=\S| )", "", block, flags=re.MULTILINE) for block in found]
+
+
+def test_the_head_of_the_how_to_is_one(plan, monkeypatch):
+    monkeypatch.setattr("pancreas_mtl.models.classifiers.HEADS", dict(HEADS))
+    names: dict[str, type] = {}
+    exec(python_blocks("own-head.md")[0], names)
+    torch.manual_seed(0)
+    config = NetworkConfig(head="gap", stages=(0, 1), hidden=0, dropout=0.0)
+    network = MultitaskUNet(plan, config).eval()
+    network.subtype_head = names["PancreasHead"](
+        plan.channels, reductions(plan.strides), stages=(0, 1), hidden=0, dropout=0.0
+    )
+    left, right = torch.randn(2, 1, 1, 8, 16, 16)
+    with torch.no_grad():
+        parts = [network(one).evidence for one in (left, right)]
+        both = Evidence(*(a + b for a, b in zip(*parts, strict=True)))
+        assert network.classify(both).shape == (1, 3)
+    assert parts[0].sums.shape == parts[0].weights.shape == (1, sum(plan.channels[:2]))
+    assert (parts[0].weights > 0).all()
+
+
+def test_the_loss_of_the_how_to_is_one():
+    names: dict[str, Callable[..., torch.Tensor]] = {}
+    exec(python_blocks("own-loss.md")[0], names)
+    logits = torch.full((1, 3, 2, 2, 2), -20.0)
+    logits[:, 2] = 20.0  # lesion in all 8 voxels
+    mask = torch.full((1, 1, 2, 2, 2), 2, dtype=torch.int16)
+    assert names["lesion_volume_loss"](logits, mask).item() == pytest.approx(0, abs=1e-6)
+    mask[0, 0, 0] = 1  # in 4 of them: 4 too many
+    assert names["lesion_volume_loss"](logits, mask).item() == pytest.approx(4 / 104, rel=1e-5)
+    unknown = torch.full_like(mask, UNKNOWN)
+    loss = names["lesion_volume_loss"](logits.requires_grad_(), unknown)
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
