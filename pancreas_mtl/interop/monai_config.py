@@ -34,7 +34,7 @@ def inference_config(bundle: Bundle) -> dict[str, Any]:
         "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
         "network_def": {
             "_target_": f"{_PARTS}.multitask_network",
-            "plan": _plan(bundle),
+            "plan": asdict(bundle.plan),
             "model": _model(bundle),
         },
         "network": "$@network_def.to(@device)",
@@ -47,29 +47,31 @@ def inference_config(bundle: Bundle) -> dict[str, Any]:
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1},
         "inferer": _inferer(bundle),
         "postprocessing": {"_target_": "Compose", "transforms": _postprocessing(bundle)},
-        "handlers": [
-            {
-                "_target_": "CheckpointLoader",
-                "load_path": "$@bundle_root + '/models/model.pt'",
-                "load_dict": {"model": "@network"},
-                "map_location": "@device",
-            }
-        ],
-        "evaluator": {
-            "_target_": "SupervisedEvaluator",
-            "device": "@device",
-            "val_data_loader": "@dataloader",
-            "network": "@network",
-            "inferer": "@inferer",
-            "postprocessing": "@postprocessing",
-            "val_handlers": "@handlers",
-        },
+        "handlers": [_weights()],
+        "evaluator": _evaluator(),
         "run": ["$@evaluator.run()"],
     }
 
 
-def _plan(bundle: Bundle) -> dict[str, Any]:
-    return asdict(bundle.plan)
+def _weights() -> dict[str, Any]:
+    return {
+        "_target_": "CheckpointLoader",
+        "load_path": "$@bundle_root + '/models/model.pt'",
+        "load_dict": {"model": "@network"},
+        "map_location": "@device",
+    }
+
+
+def _evaluator() -> dict[str, Any]:
+    return {
+        "_target_": "SupervisedEvaluator",
+        "device": "@device",
+        "val_data_loader": "@dataloader",
+        "network": "@network",
+        "inferer": "@inferer",
+        "postprocessing": "@postprocessing",
+        "val_handlers": "@handlers",
+    }
 
 
 def _model(bundle: Bundle) -> dict[str, Any]:
@@ -160,7 +162,6 @@ def _save_subtype() -> dict[str, Any]:
 
 def metadata(bundle: Bundle) -> dict[str, Any]:
     """`configs/metadata.json`, as MONAI's schema has it."""
-    size = [str(n) for n in bundle.plan.patch_size]
     return {
         "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/"
         "0.8.1/meta_schema_20240725.json",
@@ -182,34 +183,33 @@ def metadata(bundle: Bundle) -> dict[str, Any]:
         "image_classes": "CT in HU, a crop around the pancreas, portal-venous phase",
         "pred_classes": "labels 0 background, 1 pancreas, 2 lesion; probabilities of subtypes 0-2",
         "intended_use": "Research only: not a medical device, not for diagnosis or treatment",
-        "network_data_format": {
-            "inputs": {
-                "image": {
-                    "type": "image",
-                    "format": "hounsfield",
-                    "modality": "CT",
-                    "num_channels": 1,
-                    "spatial_shape": size,
-                    "dtype": "float32",
-                    "value_range": [],
-                    "is_patch_data": True,
-                    "channel_def": {"0": "CT"},
-                }
-            },
-            "outputs": {
-                "segmentation": {
-                    "type": "image",
-                    "format": "segmentation",
-                    "num_channels": NUM_LABELS,
-                    "spatial_shape": size,
-                    "dtype": "float32",
-                    "value_range": [],
-                    "is_patch_data": True,
-                    "channel_def": {str(int(one)): one.name.lower() for one in Label},
-                },
-                **({"subtype": _subtype_format()} if bundle.network.has_subtype else {}),
-            },
-        },
+        "network_data_format": _data_format(bundle),
+    }
+
+
+def _data_format(bundle: Bundle) -> dict[str, Any]:
+    volume = {
+        "type": "image",
+        "spatial_shape": [str(n) for n in bundle.plan.patch_size],
+        "dtype": "float32",
+        "value_range": [],
+        "is_patch_data": True,
+    }
+    image = {
+        "format": "hounsfield",
+        "modality": "CT",
+        "num_channels": 1,
+        "channel_def": {"0": "CT"},
+    }
+    segmentation = {
+        "format": "segmentation",
+        "num_channels": NUM_LABELS,
+        "channel_def": {str(int(one)): one.name.lower() for one in Label},
+    }
+    subtype = {"subtype": _subtype_format()} if bundle.network.has_subtype else {}
+    return {
+        "inputs": {"image": volume | image},
+        "outputs": {"segmentation": volume | segmentation, **subtype},
     }
 
 
