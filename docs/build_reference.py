@@ -61,7 +61,7 @@ def entry(node, owner=""):
     lines += markdown(ast.get_docstring(node) or "")
     fields = [ast.unparse(one) for one in node.body if isinstance(one, ast.AnnAssign | ast.Assign)]
     if fields:
-        lines += ["", "```python", *fields, "```"]
+        lines += ["", "```", *fields, "```"]
     for method in methods:
         if method.name == "__call__" or not method.name.startswith("_"):
             lines += entry(method, f"{node.name}.")
