@@ -84,9 +84,8 @@ class PancreasDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Batch]:
         """Whole cases, one at a time; each process takes every world_size-th."""
         rank, world_size = self._rank()
-        limit = self.config.validation_cases or len(self.validation_entries)
-        mine = range(rank, min(limit, len(self.validation_entries)), world_size)
-        cases = Subset(CaseDataset(self.validation_entries), mine)
+        chosen = spread(len(self.validation_entries), self.config.validation_cases)
+        cases = Subset(CaseDataset(self.validation_entries), chosen[rank::world_size])
         return DataLoader(cases, batch_size=1, num_workers=0, pin_memory=self._on_gpu())
 
     def _rank(self) -> tuple[int, int]:
@@ -94,6 +93,16 @@ class PancreasDataModule(pl.LightningDataModule):
 
     def _on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+
+def spread(count: int, limit: int) -> list[int]:
+    """At most `limit` of `count` indices, evenly spread; 0 is no limit.
+
+    Cases are sorted by name, and names may begin with the subtype: the first few would all be of
+    one.
+    """
+    kept = min(limit or count, count)
+    return [index * count // kept for index in range(kept)]
 
 
 def read_size(patch_size: Triple, margin: float) -> Triple:

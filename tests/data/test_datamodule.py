@@ -5,7 +5,7 @@ import psutil
 import pytest
 import torch
 
-from pancreas_mtl.data.datamodule import PancreasDataModule, SamplingConfig, read_size
+from pancreas_mtl.data.datamodule import PancreasDataModule, SamplingConfig, read_size, spread
 from pancreas_mtl.data.preprocess import CacheEntry
 
 NOWHERE = np.zeros((0, 3), np.int32)
@@ -55,6 +55,14 @@ def test_validation_is_whole_cases_and_can_be_bounded(tmp_path):
     ]
     bounded = module([], made, validation_cases=2).val_dataloader()
     assert [tuple(b.image.shape) for b in bounded] == [(1, 1, 10, 12, 14)] * 2
+
+
+@pytest.mark.parametrize(("count", "limit", "kept"), [(9, 3, 3), (10, 4, 4), (2, 5, 2), (5, 0, 5)])
+def test_bounded_validation_is_spread_over_all_cases(count, limit, kept):
+    chosen = spread(count, limit)
+    assert len(set(chosen)) == len(chosen) == kept
+    assert set(chosen) <= set(range(count))
+    assert np.diff([*chosen, count]).max() <= -(-count // kept)  # no long stretch is left out
 
 
 @pytest.mark.parametrize("margin", [1.0, 1.2, 1.5])
