@@ -212,7 +212,7 @@ def load_plan(path: Path) -> Plan:
         schema = raw.pop("schema")
         plan = Plan(**{key: _tuples(value) for key, value in raw.items()})
         plan = Plan(**{**vars(plan), "intensity": Intensity(**raw["intensity"])})
-        bad = _out_of_bounds(plan)
+        bad = out_of_bounds(plan)
     except FileNotFoundError:
         raise UsageError(
             f"{path}: not found; a bundle holds model.safetensors, plan.json, config.yaml"
@@ -230,11 +230,11 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(one) for one in value) if isinstance(value, list) else value
 
 
-def _out_of_bounds(plan: Plan) -> str | None:
+def out_of_bounds(plan: Plan) -> str | None:
     """What of a plan cannot be, so that a hostile or mistaken file is never built."""
     stages = len(plan.channels)
     good = {
-        "channels": 1 <= stages <= 10 and all(1 <= c <= 2048 for c in plan.channels),
+        "channels": 3 <= stages <= 10 and all(1 <= c <= 2048 for c in plan.channels),
         "kernels": len(plan.kernels) == stages and _all_in(plan.kernels, (1, 3, 5, 7)),
         "strides": len(plan.strides) == stages and _all_in(plan.strides, (1, 2, 4)),
         "patch_size": len(plan.patch_size) == 3 and math.prod(plan.patch_size) <= 512**3,

@@ -38,7 +38,7 @@ from pancreas_mtl.types import (
     Volume,
 )
 
-FORMAT = 1
+FORMAT = 2
 COORDINATES_PER_LABEL = 500
 IMAGE_ORDER = 3
 MAX_VOX = 2**30  # of one image at the plan's spacing

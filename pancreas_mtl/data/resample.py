@@ -80,16 +80,21 @@ def apply_matrix(matrix: FloatArray, array: FloatArray, axis: int) -> FloatArray
 def resample(array: npt.NDArray[np.floating], shape: Triple, *, orders: Triple) -> FloatArray:
     """Resample the last three axes to `shape`, `(..., D, H, W)` float32.
 
-    The values stay within the input's range, as in `skimage.transform.resize(clip=True)`.
+    The values stay within the input's range, as in `skimage.transform.resize(clip=True)`: that of
+    the volume, or of the slice where an axis is resampled apart (order 0), as in nnU-Net.
     """
     sizes = array.shape[-3:]
     out = np.ascontiguousarray(array, dtype=np.float32)
     del array  # a temporary of the caller's then goes as soon as the first axis is done
-    low, high = out.min(), out.max()
-    shrink_first = sorted(range(3), key=lambda axis: shape[axis] / sizes[axis])
-    for axis in shrink_first:
-        matrix = interpolation_matrix(sizes[axis], shape[axis], orders[axis])
-        out = apply_matrix(matrix, out, axis - 3)
+    apart = [axis for axis in range(3) if orders[axis] == 0]
+    for axis in apart:
+        if sizes[axis] != shape[axis]:
+            nearest = interpolation_matrix(sizes[axis], shape[axis], 0).argmax(axis=1)
+            out = out.take(nearest, axis=axis - 3)
+    within = tuple(axis - 3 for axis in range(3) if axis not in apart)
+    low, high = out.min(axis=within, keepdims=True), out.max(axis=within, keepdims=True)
+    for axis in sorted(within, key=lambda axis: shape[axis] / sizes[axis]):  # shrink first
+        out = apply_matrix(interpolation_matrix(sizes[axis], shape[axis], orders[axis]), out, axis)
     if max(orders) > 1 and tuple(shape) != tuple(sizes):
         np.clip(out, low, high, out=out)
     return out
