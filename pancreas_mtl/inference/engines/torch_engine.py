@@ -1,18 +1,17 @@
-"""What runs the network on one window: torch, on any device and in any precision."""
+"""The network in torch, on any device and in any precision."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from pancreas_mtl.errors import UsageError
+from pancreas_mtl.inference.engines.engine import Precision
 from pancreas_mtl.models.network import MultitaskUNet
 from pancreas_mtl.types import Evidence
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -39,7 +38,7 @@ class TorchEngine:
     def __call__(self, images: Tensor) -> tuple[Tensor, Evidence]:
         """Logits (B, C, D, H, W) and evidence (B, F) of windows (B, 1, D, H, W)."""
         with torch.inference_mode(), self._autocast():
-            logits, evidence = self.network.window(images.to(self.device))
+            logits, evidence = self.network.window(images.to(self.device, non_blocking=True))
         return logits.float(), evidence
 
     def look(self, images: Tensor) -> tuple[Tensor, Evidence, Tensor]:
