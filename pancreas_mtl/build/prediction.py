@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from pancreas_mtl.configuration import plain
 from pancreas_mtl.errors import UsageError
+from pancreas_mtl.inference.engines import ENGINES
 from pancreas_mtl.inference.maps import MAPS
 from pancreas_mtl.inference.pipeline import Source
 from pancreas_mtl.inference.predictor import PRESETS, Predictor
@@ -23,13 +24,14 @@ def predictor(config: DictConfig) -> Predictor:
     Raises:
         UsageError: a choice that does not exist, or a bundle that cannot be used.
     """
-    for key, choices in {"preset": tuple(PRESETS), "engine": ("torch",)}.items():
+    for key, choices in {"preset": tuple(PRESETS), "engine": ENGINES}.items():
         if config[key] not in choices:
             raise UsageError(f"{key}={config[key]}: choose one of {', '.join(choices)}")
     models = plain(config.model)
     return Predictor.from_bundle(
         models if isinstance(models, list) else [models],
         preset=config.preset,
+        engine=config.engine,
         device=config.device,
         precision=config.precision,
         maps=[name for name in MAPS if config[name]],

@@ -15,7 +15,7 @@ import hashlib
 import math
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from pancreas_mtl.data.plan import load_plan, save_plan
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.inference.calibration import Calibration, read_calibration, save_calibration
 from pancreas_mtl.inference.card import CARD, Origin, render_card
+from pancreas_mtl.inference.windows import MIRROR_AXES
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
 from pancreas_mtl.types import Plan
 
@@ -47,10 +48,14 @@ class Bundle:
     digest: str = ""
 
     @property
-    def may_mirror(self) -> bool:
-        """Whether the network was trained on mirrored patches; without a word on it, it was."""
+    def mirror_axes(self) -> tuple[int, ...]:
+        """Axes along which the network was trained on mirrored patches; without a word, all."""
+        named = self.config.get("mirror_axes")
+        if isinstance(named, Sequence):
+            return tuple(axis for axis in MIRROR_AXES if axis in named)
         augment = self.config.get("augment")
-        return not isinstance(augment, Mapping) or augment.get("flip_p", 0.5) > 0
+        mirrored = not isinstance(augment, Mapping) or augment.get("flip_p", 0.5) > 0
+        return MIRROR_AXES if mirrored else ()
 
 
 def save_bundle(

@@ -21,7 +21,7 @@ from pancreas_mtl.data.resample import spline_orders
 from pancreas_mtl.errors import CaseError, UsageError
 from pancreas_mtl.inference.bundle import Bundle, find_bundles, load_bundle
 from pancreas_mtl.inference.calibration import calibrated, conformal_set
-from pancreas_mtl.inference.engines import Precision, TorchEngine
+from pancreas_mtl.inference.engines import Precision, make_engine
 from pancreas_mtl.inference.maps import maps_at, pooling_shares
 from pancreas_mtl.inference.postprocess import MeanEntropy, clean_up, labels_at
 from pancreas_mtl.inference.windows import MIRROR_AXES, WindowScores
@@ -57,7 +57,7 @@ class Inferred(NamedTuple):
     """What the models found together, before the clean-up."""
 
     labels: LabelArray  # (D, H, W), in the source's grid
-    raw_probabilities: list[FloatArray]  # (S,) of each model, before any temperature
+    raw_probabilities: list[FloatArray | None]  # (S,) of each model, before any temperature
     mask_entropy: float  # the mean of the models'
     maps: Mapping[str, npt.NDArray[Any]]  # (D, H, W) each, those that are wanted
     logits: FloatArray | None = None  # (C, d, h, w) of the first model, where asked for
@@ -93,15 +93,15 @@ class ModelScores:
         """Logits, or probabilities, (C, high - low, h, w) on the CPU."""
         first = min(low, self._seen)
         logits = self.windows.planes(first, high)
-        probabilities = (logits / self._temperature).softmax(dim=0).cpu().numpy()
         if self._keeps_logits:
             self.kept.append(logits[:, self._seen - first :].cpu().numpy())
-        self.entropy.add(probabilities[:, self._seen - first :])
+        softened = logits / self._temperature
+        self.entropy.add(softened[:, self._seen - first :])
         if self._lesion is not None:
-            self._lesion[first:high] = probabilities[Label.LESION]
+            self._lesion[first:high] = softened.softmax(dim=0)[Label.LESION].cpu().numpy()
         self._seen = max(self._seen, high)
-        scores = probabilities if self._as_probabilities else logits.cpu().numpy()
-        return scores[:, low - first :]
+        scores = softened.softmax(dim=0) if self._as_probabilities else logits
+        return scores[:, low - first :].cpu().numpy()
 
     @property
     def maps(self) -> dict[str, FloatArray]:
@@ -119,6 +119,7 @@ class Predictor:
     Args:
         bundles: trained models; they may differ in plan and head.
         preset: how much work to do.
+        engine: "torch" or "openvino".
         device: "auto", "cpu", "cuda" or "cuda:N".
         precision: of the network.
         maps: which of `maps.MAPS` to make as well.
@@ -130,6 +131,7 @@ class Predictor:
         bundles: Sequence[Bundle],
         *,
         preset: Preset = PRESETS["accurate"],
+        engine: str = "torch",
         device: str = "auto",
         precision: Precision = "auto",
         maps: Collection[str] = (),
@@ -140,8 +142,14 @@ class Predictor:
         self.preset = preset
         self.maps = frozenset(maps)
         self.engines = [
-            TorchEngine(bundle.network, device=device, precision=precision) for bundle in bundles
+            make_engine(engine, one.network, one.plan, device=device, precision=precision)
+            for one in bundles
         ]
+
+    @property
+    def has_subtypes(self) -> bool:
+        """Whether any model has a subtype head."""
+        return any(bundle.network.has_subtype for bundle in self.bundles)
 
     @classmethod
     def from_bundle(
@@ -149,6 +157,7 @@ class Predictor:
         path: str | Path | Sequence[str | Path],
         *,
         preset: PresetName = "accurate",
+        engine: str = "torch",
         device: str = "auto",
         precision: Precision = "auto",
         maps: Collection[str] = (),
@@ -156,13 +165,21 @@ class Predictor:
         """Load a bundle folder; a folder or a list of several becomes an ensemble.
 
         Raises:
-            UsageError: a folder is no bundle of this version, or there is no such preset.
+            UsageError: a folder is no bundle of this version, there is no such preset, or the engine
+                cannot run here.
         """
         if preset not in PRESETS:
             raise UsageError(f"preset={preset}: choose one of {', '.join(PRESETS)}")
         paths = [path] if isinstance(path, str | Path) else list(path)
         bundles = [load_bundle(one) for path in paths for one in find_bundles(Path(path))]
-        return cls(bundles, preset=PRESETS[preset], device=device, precision=precision, maps=maps)
+        return cls(
+            bundles,
+            preset=PRESETS[preset],
+            engine=engine,
+            device=device,
+            precision=precision,
+            maps=maps,
+        )
 
     def __call__(self, image: npt.NDArray[np.floating], spacing_mm: TripleMm) -> CasePrediction:
         """Labels and subtype probabilities of one CT.
@@ -220,10 +237,13 @@ class Predictor:
             largest_pancreas=all(one.largest_pancreas for one in votes),
             largest_lesion=all(one.largest_lesion for one in votes),
         )
+        answers = zip(inferred.raw_probabilities, votes, strict=True)
+        known = [(raw, vote) for raw, vote in answers if raw is not None]
+        raw, their_votes = [raw for raw, _ in known], [vote for _, vote in known]
         return CasePrediction(
             labels=labels,
-            subtype_probabilities=calibrated(inferred.raw_probabilities, votes),
-            conformal_set=conformal_set(inferred.raw_probabilities, votes),
+            subtype_probabilities=calibrated(raw, their_votes) if known else None,
+            conformal_set=conformal_set(raw, their_votes),
             mask_entropy=inferred.mask_entropy,
             maps=inferred.maps,
             logits=inferred.logits,
@@ -238,7 +258,7 @@ class Predictor:
             patch_size=bundle.plan.patch_size,
             divisor=reductions(bundle.plan.strides)[-1],
             step=self.preset.step,
-            mirror_axes=self.preset.mirror_axes if bundle.may_mirror else (),
+            mirror_axes=[axis for axis in self.preset.mirror_axes if axis in bundle.mirror_axes],
             look=engine.look if looks else None,
         )
         return ModelScores(
@@ -249,8 +269,11 @@ class Predictor:
             keeps_logits=self.keep_logits and model == 0,
         )
 
-    def _subtype(self, model: int, scores: ModelScores) -> FloatArray:
-        """Probabilities (S,), the mean over the mirrored views."""
-        views = self.engines[model].classify(scores.windows.evidence).softmax(dim=1)  # (V, S)
+    def _subtype(self, model: int, scores: ModelScores) -> FloatArray | None:
+        """Probabilities (S,), the mean over the mirrored views; None without a subtype head."""
+        evidence = scores.windows.evidence  # of all windows, also those nobody has asked for yet
+        if not self.bundles[model].network.has_subtype:
+            return None
+        views = self.engines[model].classify(evidence).softmax(dim=1)  # (V, S)
         mean: FloatArray = views.mean(dim=0).cpu().numpy()
         return mean

@@ -38,7 +38,8 @@ class WindowScores:
     Only the planes that unfinished windows touch are held, so memory does not grow with the number
     of slices. Windows overlap by `1 - step` and weigh by a Gaussian, as in nnU-Net
     (doi:10.1038/s41592-020-01008-z). Along an axis that fits into one window, the window takes the
-    image's own size rounded up to the network's stride, so that no time goes into padding.
+    image's own size rounded up to the network's stride, so that no time goes into padding. Of such
+    a smaller window, several mirrored views go through the network at once.
 
     Args:
         window: the network, on the device of `image`.
@@ -66,6 +67,7 @@ class WindowScores:
         self._size = window_size(tuple(image.shape), patch_size, divisor)
         self._image, self._inside = _pad_to(image, self._size)
         self._window, self._look, self._views = window, look, mirror_views(mirror_axes)
+        self._at_once = math.prod(patch_size) // math.prod(self._size)
         self._todo = window_starts(tuple(self._image.shape), self._size, step)  # by D first
         self._weight = gaussian_weight(self._size).to(image.device)
         self._low = 0  # of the padded image, the first plane that is held
@@ -109,7 +111,9 @@ class WindowScores:
     def _add(self, start: Triple) -> None:
         depth, *plane = (slice(s, s + k) for s, k in zip(start, self._size, strict=True))
         patch = self._image[(depth, *plane)]
-        logits, evidence, seen = _mean_over_views(self._window, self._look, patch, self._views)
+        logits, evidence, seen = _mean_over_views(
+            self._window, self._look, patch, self._views, self._at_once
+        )
         first = max(0, self._low - start[0])  # planes of it that nobody needs any more
         last = max(0, start[0] + self._size[0] - self._low)
         held = slice(start[0] + first - self._low if last else 0, last)
@@ -140,24 +144,37 @@ def predict_windows(
 
 
 def _mean_over_views(
-    window: Window, look: Look | None, patch: Tensor, views: Sequence[tuple[int, ...]]
+    window: Window,
+    look: Look | None,
+    patch: Tensor,
+    views: Sequence[tuple[int, ...]],
+    at_once: int,
 ) -> tuple[Tensor, Evidence, Tensor | None]:
     """The mean of the logits, mirrored back, the evidence of each view (V, F), and the weights."""
-    mean: Tensor | float = 0.0
+    total: Tensor | None = None
     rows, seen = [], None
-    for axes in views:
-        flip = [axis + 2 for axis in axes]
-        images = patch[None, None].flip(flip)
-        if look is None or axes:
+    for some in _chunks(views, at_once):
+        images = torch.stack([patch.flip(axes) for axes in some])[:, None]
+        if look is None or seen is not None:
             logits, evidence = window(images)
-        else:
+        else:  # the first of the first views is the unmirrored one
             logits, evidence, weights = look(images)
             seen = weights[0]
-        mean = mean + logits.float().flip(flip)[0] / len(views)
         rows.append(evidence)
-    assert isinstance(mean, Tensor)
+        for one, axes in zip(logits, some, strict=True):
+            unmirrored = one.float().flip([axis + 1 for axis in axes])
+            total = unmirrored if total is None else total.add_(unmirrored)
+    assert total is not None
     sums, weights = torch.cat([r.sums for r in rows]), torch.cat([r.weights for r in rows])
-    return mean, Evidence(sums, weights), seen
+    return total.div_(len(views)), Evidence(sums, weights), seen
+
+
+def _chunks(views: Sequence[tuple[int, ...]], limit: int) -> list[Sequence[tuple[int, ...]]]:
+    """The views, whose number is a power of two, in equal parts of at most `limit`, or of one."""
+    size = 1
+    while 2 * size <= min(limit, len(views)):
+        size *= 2
+    return [views[first : first + size] for first in range(0, len(views), size)]
 
 
 def add_evidence(parts: Sequence[Evidence]) -> Evidence:
@@ -194,12 +211,16 @@ def window_starts(shape: Sequence[int], size: Triple, step: float) -> list[Tripl
 
 @lru_cache(maxsize=16)
 def gaussian_weight(size: Triple) -> Tensor:
-    """Weights (D, H, W) in (0, 1]: a Gaussian with a sigma of an eighth of the window."""
-    impulse = np.zeros(size, dtype=np.float32)
+    """Weights (D, H, W) in (0, 10]: a Gaussian with a sigma of an eighth of the window.
+
+    Rounded to float16, and the smallest value instead of 0, as in nnU-Net: near the corners, where
+    float16 ends, the weights of overlapping windows then stand in nnU-Net's proportion.
+    """
+    impulse = np.zeros(size)
     impulse[tuple(n // 2 for n in size)] = 1
     weight = ndimage.gaussian_filter(impulse, [n / 8 for n in size], mode="constant")
-    weight /= weight.max()
-    return torch.from_numpy(np.maximum(weight, weight[weight > 0].min()))
+    rounded = torch.from_numpy(10 * weight / weight.max()).half().float()
+    return rounded.clamp_min_(float(rounded[rounded > 0].min()))
 
 
 def _pad_to(image: Tensor, size: Triple) -> tuple[Tensor, tuple[slice, ...]]:

@@ -22,6 +22,7 @@ from pancreas_mtl.inference.predictor import Predictor
 from pancreas_mtl.types import NUM_SUBTYPES
 
 JOURNAL = "journal.jsonl"
+NO_SUBTYPES = "none: no model has a subtype head, so the column Subtype is empty"
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def close_output(output_dir: Path, records: Sequence[CaseRecord], facts: Mapping
     _write_csv(
         output_dir / "subtype_results.csv",
         ["Names", "Subtype"],
-        ([f"{r.name}.nii.gz", _subtype(r)] for r in known),
+        ([f"{r.name}.nii.gz", _subtype(r.subtype_probabilities)] for r in done),
     )
     _write_csv(
         output_dir / "subtype_probabilities.csv",
@@ -123,12 +124,13 @@ def run_facts(predictor: Predictor, config: Mapping[str, Any]) -> dict[str, Any]
         "precision": predictor.engines[0].precision,
         "config": dict(config),
         "bundles": [bundle.digest for bundle in predictor.bundles],
+        "subtypes": "given" if predictor.has_subtypes else NO_SUBTYPES,
     }
 
 
-def _subtype(record: CaseRecord) -> int:
-    probabilities = record.subtype_probabilities or ()
-    return probabilities.index(max(probabilities))
+def _subtype(probabilities: tuple[float, ...] | None) -> int | None:
+    """The most probable subtype; None, an empty field, from a model without subtypes."""
+    return probabilities.index(max(probabilities)) if probabilities else None
 
 
 def _shares(record: CaseRecord) -> list[str]:

@@ -1,11 +1,15 @@
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
 from pancreas_mtl.inference.postprocess import (
     MeanEntropy,
+    axis_map,
     clean_up,
+    interpolate,
     labels_at,
+    largest,
     largest_component,
 )
 
@@ -31,6 +35,23 @@ def test_labels_equal_those_of_scores_interpolated_as_a_whole(shape):
     whole = [ndimage.zoom(s, zoom, order=1, mode="nearest", grid_mode=True) for s in scores]
     labels = labels_at([Whole(scores)], shape, orders=[(1, 1, 1)])
     assert (labels == np.argmax(whole, 0)).mean() > 0.999
+
+
+@pytest.mark.parametrize("shape", [(40, 9, 11), (3, 20, 7), (9, 6, 9)])
+@pytest.mark.parametrize("order", [(1, 1, 1), (0, 1, 1), (1, 1, 0)])
+def test_leaving_out_the_background_changes_nothing(shape, order):
+    scores = RNG.normal(size=(3, 9, 8, 10)).astype(np.float32)
+    scores[0] += 4
+    scores[1:, 3:6, 2:5, 5:8] += 6
+    labels = labels_at([Whole(scores)], shape, orders=[order])
+    maps = [axis_map(*one) for one in zip((9, 8, 10), shape, order, strict=True)]
+    assert labels.any()
+    np.testing.assert_array_equal(labels, largest(interpolate(torch.from_numpy(scores), maps)))
+
+
+def test_background_alone_is_an_empty_mask():
+    scores = np.zeros((3, 4, 4, 4), np.float32)  # of equal scores the background's wins
+    assert not labels_at([Whole(scores)], (9, 4, 5), orders=[(1, 1, 1)]).any()
 
 
 def test_several_models_add_up():
@@ -74,15 +95,15 @@ def test_empty_mask_stays_empty():
 
 
 def test_entropy_counts_the_predicted_pancreas_alone_and_adds_up():
-    p = np.zeros((3, 2, 2, 2), np.float32)
+    p = torch.full((3, 2, 2, 2), 1e-30)
     p[0] = 1
     entropy = MeanEntropy()
-    entropy.add(p)
+    entropy.add(p.log())
     assert entropy.value == 0
-    p[:, 0, 0, 0] = (0.2, 0.4, 0.4)
-    entropy.add(p)
+    p[:, 0, 0, 0] = torch.tensor([0.2, 0.4, 0.4])
+    entropy.add(p.log() + 7)  # logits, up to a constant
     first = -(0.2 * np.log(0.2) + 0.8 * np.log(0.4))
     assert entropy.value == pytest.approx(first, rel=1e-5)
-    p[:, 0, 0, 0] = (0.0, 0.5, 0.5)
-    entropy.add(p[:, :1])
+    p[:, 0, 0, 0] = torch.tensor([1e-30, 0.5, 0.5])
+    entropy.add(p[:, :1].log())
     assert entropy.value == pytest.approx((first + np.log(2)) / 2, rel=1e-5)

@@ -117,7 +117,7 @@ def test_views_are_all_subsets():
 
 def test_gaussian_peaks_in_the_middle_and_is_positive_everywhere():
     weight = gaussian_weight((8, 16, 12))
-    assert weight.max() == weight[4, 8, 6] == 1
+    assert weight.max() == weight[4, 8, 6] == 10
     assert weight.min() > 0
     for axis, corner in itertools.product(range(3), (0, -1)):
-        assert weight.select(axis, corner).max() < 0.02
+        assert weight.select(axis, corner).max() < 0.2

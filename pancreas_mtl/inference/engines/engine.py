@@ -23,3 +23,6 @@ class Engine(Protocol):
 
     def classify(self, evidence: Evidence) -> Tensor:
         """Subtype logits (B, S), float32, of whole-case evidence."""
+
+    def look(self, images: Tensor) -> tuple[Tensor, Evidence, Tensor]:
+        """As a call, and the subtype head's pooling weights (B, R, D, H, W)."""

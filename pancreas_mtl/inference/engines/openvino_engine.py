@@ -67,6 +67,11 @@ class OpenVinoEngine:
             evidence = [logits.new_zeros(len(images), 0)] * 2
         return logits, Evidence(*evidence)
 
+    def look(self, images: Tensor) -> tuple[Tensor, Evidence, Tensor]:
+        """The same, and the subtype head's pooling weights (B, R, D, H, W); this pass in torch."""
+        with torch.inference_mode():
+            return self.network.look(images)
+
     def classify(self, evidence: Evidence) -> Tensor:
         """Subtype logits (B, S) of whole-case evidence."""
         with torch.inference_mode():
