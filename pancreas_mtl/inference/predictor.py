@@ -165,8 +165,8 @@ class Predictor:
         """Load a bundle folder; a folder or a list of several becomes an ensemble.
 
         Raises:
-            UsageError: a folder is no bundle of this version, there is no such preset, or the engine
-                cannot run here.
+            UsageError: a folder is no bundle of this version, the preset does not exist, or the
+                engine cannot run here.
         """
         if preset not in PRESETS:
             raise UsageError(f"preset={preset}: choose one of {', '.join(PRESETS)}")

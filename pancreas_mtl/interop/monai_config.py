@@ -118,7 +118,7 @@ def _inferer(bundle: Bundle) -> dict[str, Any]:
         "patch_size": list(bundle.plan.patch_size),
         "divisor": list(reductions(bundle.plan.strides)[-1]),
         "step": preset.step,
-        "mirror_axes": list(preset.mirror_axes) if bundle.may_mirror else [],
+        "mirror_axes": [axis for axis in preset.mirror_axes if axis in bundle.mirror_axes],
         "subtype_temperature": float(bundle.calibration.subtype_temperature),
     }
 

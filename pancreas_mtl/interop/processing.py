@@ -86,7 +86,7 @@ def _windows(bundle: Bundle) -> dict[str, Any]:
         "step": preset.step,
         "starts": "count = ceil((n - size) / (size * step)) + 1, evenly spread, rounded",
         "weight": "Gaussian with a sigma of size / 8, one at the centre (index size // 2)",
-        "mirror_axes": list(preset.mirror_axes) if bundle.may_mirror else [],
+        "mirror_axes": [axis for axis in preset.mirror_axes if axis in bundle.mirror_axes],
         "views": "every subset of mirror_axes; without mirroring: faster, a little less accurate",
         "logits": "mean over views, mirrored back; weighted mean over windows",
         "evidence": "sums and weights add up over windows, apart for each view",
