@@ -88,6 +88,8 @@ def write_preview(output_dir: Path, name: str, volume: Volume, prediction: CaseP
     if probabilities is not None:
         shares = "  ".join(f"p{subtype} {p:.2f}" for subtype, p in enumerate(probabilities))
         title = f"{name}   subtype {probabilities.argmax()}   {shares}"
+    if prediction.conformal_set is not None:
+        title += f"   set {'|'.join(map(str, prediction.conformal_set))}"
     (output_dir / PREVIEWS).mkdir(exist_ok=True)
     figure = mosaic(volume.array, prediction.labels, volume.spacing_mm, title=title)
     save_png(figure, output_dir / PREVIEWS / f"{name}.png")

@@ -72,12 +72,12 @@ def write_predictions(folder, cases, *, seed=0, attention=True, candidates=False
         seconds = {s: float(rng.uniform(0.1, 2)) for s in ("read", "network", "write")}
         entries.append({"name": name, "input": str(image), "seconds": seconds, "warnings": []})
         p = [round(value, 6) for value in rng.dirichlet((1, 1, 1)).tolist()]
-        rows.append([f"{name}.nii.gz", *p])
+        rows.append([f"{name}.nii.gz", *p, "0|2"])
         answers.append([f"{name}.nii.gz", int(np.argmax(p))])
     record = {"schema": 1, "config": {"preset": "fast"}, "cases": entries, "failures": []}
     (folder / "run.json").write_text(json.dumps(record))
     with (folder / "subtype_probabilities.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["Names", "p0", "p1", "p2"], *rows])
+        csv.writer(file).writerows([["Names", "p0", "p1", "p2", "conformal_set"], *rows])
     with (folder / "subtype_results.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["Names", "Subtype"], *answers])
     return folder

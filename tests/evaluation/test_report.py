@@ -48,7 +48,8 @@ make = sibling("report_runs")
 @pytest.fixture(scope="module")
 def evaluation(tmp_path_factory):
     root = tmp_path_factory.mktemp("evaluation")
-    return make.make_evaluation(root, names=["quiz_0_001", "quiz_1_002", "quiz_2_003"])
+    names = ["quiz_0_001", "quiz_1_002", "quiz_2_003"]
+    return make.make_evaluation(root, names=names, candidates=True)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,27 @@ def test_every_number_of_the_page_is_the_one_in_metrics_json(page, evaluation):
         assert math.isclose(float(text), expected, abs_tol=0.5001 * 10**-digits)
 
 
+def chart_numbers(page, slug):
+    """The numbers behind a chart, row by row."""
+    card = re.search(rf'<figure class="card" id="chart-{slug}">.*?</figure>', page, re.DOTALL)[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", card, re.DOTALL)
+    cells = [re.findall(r'<td class="number">([^<]+)</td>', row) for row in rows]
+    return [[float(cell) for cell in row] for row in cells if row]
+
+
+def test_the_numbers_behind_froc_and_reliability_are_those_in_metrics_json(page, evaluation):
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    froc = metrics["lesion_detection"]["froc"]
+    columns = ("thresholds", "false_positives_per_case", "sensitivity")
+    points = list(zip(*(froc[name] for name in columns), strict=True))
+    bins = [tuple(one.values()) for one in metrics["subtype"]["reliability"]]
+    assert len(points) == 3
+    assert len(bins) > 1
+    for slug, expected in (("froc", points), ("reliability", bins)):
+        for found, row in zip(chart_numbers(page, slug), expected, strict=True):
+            assert found == pytest.approx(row, abs=0.5001e-4)
+
+
 def test_every_target_score_and_case_is_there(page, evaluation):
     shown = set(re.findall(r'data-path="([^"]+)"', page))
     metrics = json.loads((evaluation / "metrics.json").read_text())
@@ -85,6 +107,8 @@ def test_every_target_score_and_case_is_there(page, evaluation):
     for number in range(len(metrics["cases"])):
         assert {f"cases.{number}.lesion_dsc", f"cases.{number}.subtype"} <= shown
     assert {"lesion.nsd.ci95.1", "subtype.ece", "subtype.confusion_matrix.2.1"} <= shown
+    assert {"subtype.conformal.coverage.mean", "subtype.conformal.mean_size.ci95.0"} <= shown
+    assert "cases.2.subtype_probabilities.1" in shown
 
 
 def test_the_page_needs_nothing_but_itself(page):

@@ -12,6 +12,7 @@ from pancreas_mtl.evaluation.report.charts import REGIONS, plain_words
 from pancreas_mtl.evaluation.report.runs import Run, RunCase
 from pancreas_mtl.evaluation.report.tables import datum
 from pancreas_mtl.evaluation.report.volumes import PackedCase, PackedOverlay
+from pancreas_mtl.types import NUM_SUBTYPES
 
 
 class CaseRow(NamedTuple):
@@ -68,6 +69,8 @@ def columns(rows: Sequence[CaseRow]) -> list[Column]:
         found.append(Column("predicted", _predicted_cell))
     if any(row.case.probabilities for row in rows):
         found.append(Column("probabilities", _probabilities_cell))
+    if any(row.case.scores.get("conformal_set") is not None for row in rows):
+        found.append(Column("conformal set", _set_cell))
     if any(row.case.seconds for row in rows):
         found.append(Column("seconds", _seconds_cell))
     return found
@@ -92,7 +95,15 @@ def _predicted_cell(row: CaseRow) -> Markup:
 
 
 def _probabilities_cell(row: CaseRow) -> Markup:
-    return escape(" ".join(f"{p:.2f}" for p in row.case.probabilities or ()))
+    """Those of `metrics.json`; where there is none, those that were predicted."""
+    if not row.case.scores.get("subtype_probabilities"):
+        return escape(" ".join(f"{p:.2f}" for p in row.case.probabilities or ()))
+    path = f"{row.path}.subtype_probabilities"
+    return Markup(" ").join(datum(row.run, f"{path}.{s}", 2) for s in range(NUM_SUBTYPES))
+
+
+def _set_cell(row: CaseRow) -> Markup:
+    return escape("|".join(map(str, row.case.scores.get("conformal_set") or ())))
 
 
 def _seconds_cell(row: CaseRow) -> Markup:
