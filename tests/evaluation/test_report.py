@@ -92,7 +92,7 @@ def test_the_numbers_behind_froc_and_reliability_are_those_in_metrics_json(page,
     points = list(zip(*(froc[name] for name in columns), strict=True))
     bins = [tuple(one.values()) for one in metrics["subtype"]["reliability"]]
     assert len(points) == 3
-    assert len(bins) > 1
+    assert bins
     for slug, expected in (("froc", points), ("reliability", bins)):
         for found, row in zip(chart_numbers(page, slug), expected, strict=True):
             assert found == pytest.approx(row, abs=0.5001e-4)
