@@ -49,11 +49,11 @@ class Group(NamedTuple):
 def groups(command: str) -> list[Group]:
     """The groups in the defaults of `<command>.yaml`, in their order."""
     found = []
-    for entry in OmegaConf.load(CONF_DIR / f"{command}.yaml").get("defaults", []):
+    for entry in _defaults(command):
         if isinstance(entry, str):
             found += [] if entry == "_self_" else groups(entry)
             continue
-        ((name, default),) = OmegaConf.to_container(entry).items()  # type: ignore[union-attr]
+        ((name, default),) = entry.items()
         if not name.startswith("override "):
             found.append(_group(name.split()[-1], None if default == "???" else default))
     return found
@@ -61,11 +61,15 @@ def groups(command: str) -> list[Group]:
 
 def own_keys(command: str) -> list[Key]:
     """The keys of `<command>.yaml` itself, and of a command's file that it starts from."""
-    path = CONF_DIR / f"{command}.yaml"
-    entries = OmegaConf.load(path).get("defaults", [])
-    bases = [entry for entry in entries if isinstance(entry, str) and entry != "_self_"]
+    bases = [entry for entry in _defaults(command) if isinstance(entry, str) and entry != "_self_"]
     keys = {key.name: key for base in bases for key in own_keys(base)}
-    return list((keys | {key.name: key for key in read_file(path, "").keys}).values())
+    own = read_file(CONF_DIR / f"{command}.yaml", "").keys
+    return list((keys | {key.name: key for key in own}).values())
+
+
+def _defaults(command: str) -> list[Any]:
+    content: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR / f"{command}.yaml"))
+    return list(content.get("defaults", []))
 
 
 def known_keys(command: str) -> set[str]:
@@ -104,7 +108,7 @@ def flat_keys(node: Any, prefix: str = "") -> list[str]:
     """The dotted names of all keys of a configuration, unresolved."""
     names = []
     for key in node if isinstance(node, DictConfig) and not node._is_none() else ():
-        names += [f"{prefix}{key}", *flat_keys(node._get_node(key), f"{prefix}{key}.")]
+        names += [f"{prefix}{key!s}", *flat_keys(node._get_node(key), f"{prefix}{key!s}.")]
     return names
 
 

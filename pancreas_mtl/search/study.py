@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ def open_study(folder: Path, config: SweepConfig, overrides: list[str]) -> Study
         UsageError: it holds a study over another space, or with other settings of the training.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     path = str(make_folder(folder) / "journal.log")
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(path, JournalFileOpenLock(path))),

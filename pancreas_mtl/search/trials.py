@@ -16,14 +16,14 @@ from optuna.trial import Trial, TrialState
 from pancreas_mtl.errors import CaseError, UsageError
 from pancreas_mtl.search.results import write_results
 from pancreas_mtl.search.space import Space, suggest
-from pancreas_mtl.search.study import Begun, SweepConfig, next_trial
+from pancreas_mtl.search.study import DONE, Begun, SweepConfig, next_trial
 
 log = logging.getLogger(__name__)
 
 POLL_S = 2.0
 PATIENCE_S = 120.0  # for a training to stop after SIGTERM
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
-BAD_USAGE = 2
+BAD_USAGE, INTERRUPTED = 2, 75  # exit codes of train.py
 MAX_FAILURES = 3  # in a row: then the cause is not the trial
 
 
@@ -42,7 +42,7 @@ def run_sweep(
         log.info("trial %d of %d: %s", begun.trial.number + 1, config.trials, " ".join(values))
         state = _finish(study, begun, [*overrides, *values], config.objective)
         write_results(study, folder)
-        failures = failures + 1 if state == TrialState.FAIL else 0
+        failures = 0 if state in DONE else failures + 1
         if failures == MAX_FAILURES:
             raise CaseError(f"{failures} trials in a row failed: see {begun.folder}/trial.log")
 
@@ -56,7 +56,8 @@ def _finish(study: Study, begun: Begun, overrides: list[str], objective: str) ->
         except UsageError:
             study.tell(begun.trial, state=TrialState.FAIL)
             raise
-        study.tell(begun.trial, value if state == TrialState.COMPLETE else None, state)
+        if state.is_finished():
+            study.tell(begun.trial, value if state == TrialState.COMPLETE else None, state)
     log.info("trial %d: %s, %s", begun.trial.number + 1, state.name.lower(), value)
     return state
 
@@ -74,10 +75,11 @@ def run_trial(
         alive: the open lock of the trial, which the training holds as well.
 
     Returns:
-        How the trial ended, and its best value unless it failed.
+        How the trial ended, and its best value unless it failed; RUNNING where its process was
+        killed or interrupted, so that it is taken up again.
 
     Raises:
-        UsageError: the training refuses its configuration.
+        UsageError: the training refuses its configuration, or has no such objective.
     """
     arguments = [*overrides, f"output_dir={folder}", "resume=true"]
     with (folder / "trial.log").open("a") as output:
@@ -97,9 +99,14 @@ def run_trial(
     values = read_curve(folder / "metrics.csv", objective).values()
     if pruned:
         return TrialState.PRUNED, max(values)
-    if process.returncode != 0 or not values:
+    if process.returncode < 0 or process.returncode == INTERRUPTED:
+        log.warning("%s: its process was killed", folder.name)
+        return TrialState.RUNNING, None
+    if process.returncode != 0:
         log.warning("%s: failed: %s", folder.name, _last_line(folder / "trial.log"))
         return TrialState.FAIL, None
+    if not values:
+        raise UsageError(f"sweep.objective={objective}: {folder}/metrics.csv has no values of it")
     return TrialState.COMPLETE, max(values)
 
 

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SPACE = {"x": {"low": 0.0, "high": 1.0}, "head": ["gap", "lesion"]}
 TRAIN = """
 import os, pathlib, sys, time
+import signal
 values = dict(argument.split("=", 1) for argument in sys.argv[1:])
 folder = pathlib.Path(values["output_dir"])
 with (folder / "started").open("a") as file:
@@ -31,6 +32,8 @@ with (folder / "started").open("a") as file:
 if values.get("break"):
     print("train: " + values["break"])
     sys.exit(int(values["code"]))
+if values.get("kill_once") and len((folder / "started").read_text().splitlines()) == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
 rows = "epoch,val/score\\n"
 for epoch in range(int(values.get("epochs", 3))):
     rows += f"{epoch},{float(values['x']) * (epoch + 1)}\\n"
@@ -134,6 +137,20 @@ def test_failures_in_a_row_stop_it_and_do_not_count(fake):
     write_results(study, fake)
     with (fake / "trials.csv").open() as file:
         assert [row["value"] for row in csv.DictReader(file)] == ["", "", ""]
+
+
+def test_a_training_that_is_killed_is_taken_up_again_in_its_folder(fake):
+    study = search(fake, "kill_once=1", trials=1)
+    assert states(study) == ["FAIL", "COMPLETE"]
+    assert study.trials[0].params == study.trials[1].params
+    assert len((fake / "trial0000" / "started").read_text().splitlines()) == 2
+    assert "resume=true" in (fake / "trial0000" / "started").read_text()
+    assert [path.name for path in fake.glob("trial0*")] == ["trial0000"]
+
+
+def test_an_objective_that_training_does_not_log(fake):
+    with pytest.raises(UsageError, match=r"sweep.objective=val/scor: .*metrics.csv has no values"):
+        search(fake, objective="val/scor")
 
 
 WORKER = """
