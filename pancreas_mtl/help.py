@@ -63,7 +63,7 @@ def _keys(keys: Sequence[Key]) -> Iterator[str]:
 def _two_columns(left: str, column: int, right: str) -> Iterator[str]:
     """`left` and, from `column` on, `right`, which is wrapped at the terminal's width."""
     width = max(shutil.get_terminal_size((100, 0)).columns, 2 * column)
-    lines = textwrap.wrap(right, width - column)
+    lines = textwrap.wrap(right, width - column, break_on_hyphens=False)
     if len(left) >= column:
         yield left
         left = ""

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.precision import MixedPrecision
 from torch.utils.data import DataLoader
 
 from pancreas_mtl.losses.joint import LossConfig
@@ -101,6 +102,20 @@ def test_a_step_with_a_gradient_that_is_not_finite_is_skipped_and_counted(plan, 
     assert int(module.skipped) == 1
     assert all(torch.isfinite(p).all() for p in module.parameters())
     assert "case2, case3" in caplog.text
+
+
+def test_the_skips_of_grad_scaler_are_counted_and_its_factor_is_logged(plan, tmp_path):
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    module = make(plan)
+    trainer = fit(
+        module,
+        tmp_path,
+        train=DataLoader(Poisoned(), batch_size=2),
+        plugins=[MixedPrecision("16-mixed", "cpu", scaler)],
+    )
+    assert int(module.skipped) == 1
+    assert trainer.callback_metrics["train/skipped_steps"] == 1
+    assert trainer.callback_metrics["train/loss_scale"] == 512
 
 
 def test_too_many_skipped_steps_stop_with_the_remedy(plan, tmp_path):
