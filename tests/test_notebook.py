@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 
 from pancreas_mtl.data.images import read_image, read_mask
 
@@ -40,10 +41,9 @@ def test_it_runs_and_draws_a_case(bundle, tiny_quiz, tmp_path, monkeypatch, caps
     shown = [run("".join(cell["source"]), names) for cell in rest]
     (figure,) = [value for value in shown if isinstance(value, Figure)]
     figure.savefig(tmp_path / "case.png")
-    figure.canvas.draw()
-    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    pixels = imread(tmp_path / "case.png")[..., :3]  # 0 to 1
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
-    assert pixels.std() > 10
+    assert pixels.std() > 0.05
     ct = read_image(names["path"])
     mask = read_mask(tmp_path / "mask.nii.gz", grid=ct.source)
     np.testing.assert_array_equal(mask.array, names["prediction"].labels)
