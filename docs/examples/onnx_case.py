@@ -67,9 +67,12 @@ def preprocess(hu, spacing, steps):
     orders = spline_orders(
         spacing, goal["spacing_mm"], goal["spline_order"], goal["anisotropy_threshold"]
     )
-    low, high = image.min(), image.max()
-    for axis, (n, order) in enumerate(zip(shape, orders, strict=True)):
-        image = resample_axis(image, axis, n, order)
+    within = tuple(axis for axis in range(3) if orders[axis])
+    for axis in set(range(3)) - set(within):  # slices are chosen first, each keeps its range
+        image = resample_axis(image, axis, shape[axis], 0)
+    low, high = (f(image, axis=within, keepdims=True) for f in (np.min, np.max))
+    for axis in within:
+        image = resample_axis(image, axis, shape[axis], orders[axis])
     return np.clip(image, low, high).astype(np.float32)
 
 

@@ -71,7 +71,7 @@ def _preprocessing(bundle: Bundle) -> list[dict[str, Any]]:
             "grid": _CORNERS,
             "anisotropy_threshold": ANISOTROPY_THRESHOLD,
             "anisotropic_axis": _ANISOTROPIC,
-            "clip_to_range_of_input": True,
+            "clip": "to the range of the input, slice by slice where an axis is nearest neighbour",
         },
     ]
 
