@@ -85,6 +85,20 @@ def test_what_a_command_composes_has_no_unknown_key(command):
     assert unknown_key(composed(command), command) is None
 
 
+@pytest.mark.parametrize("comparison", sorted(p.stem for p in (CONF_DIR / "comparison").glob("*")))
+def test_a_comparison_has_no_unknown_key(comparison):
+    config = composed("bench_accuracy", f"comparison={comparison}")
+    assert config.configurations
+    assert unknown_key(config, "bench_accuracy") is None
+
+
+@pytest.mark.parametrize("experiment", sorted(p.stem for p in (CONF_DIR / "experiment").glob("*")))
+@pytest.mark.parametrize("budget", ["full", "minutes"])
+def test_an_experiment_has_no_unknown_key_in_any_budget(experiment, budget):
+    config = composed("train", f"experiment={experiment}", f"budget={budget}")
+    assert unknown_key(config, "train") is None
+
+
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
