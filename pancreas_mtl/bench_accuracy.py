@@ -14,6 +14,7 @@ from pancreas_mtl.command import command
 from pancreas_mtl.data.phantom import write_dataset
 from pancreas_mtl.data.pool import default_workers
 from pancreas_mtl.errors import CaseError
+from pancreas_mtl.evaluation.partial_labels import write_parts
 from pancreas_mtl.evaluation.trial_table import read_outcomes, render_markdown, summarise, write_csv
 from pancreas_mtl.evaluation.trials import Laboratory, list_trials, run_trials
 
@@ -34,6 +35,7 @@ def main(config: DictConfig) -> None:
     )
     workers = default_workers(PHANTOM_BYTES)
     write_dataset(output_dir / "data", **options["phantoms"], num_validation=0, workers=workers)
+    write_parts(output_dir / "data", output_dir / "parts", options["parts"])
     laboratory = Laboratory(output_dir, threads=options["threads"])
     failures = run_trials(trials, laboratory, jobs=options["jobs"])
 

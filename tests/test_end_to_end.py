@@ -211,7 +211,7 @@ def watched(tiny_quiz, tmp_path_factory):
 
 CURVES = {
     *(f"train/{part}_{when}" for part in ("loss", "segmentation", "subtype") for when in STEPS),
-    *("train/gradient_norm", "train/skipped_steps", "lr/body", "lr/head"),
+    *("train/gradient_norm", "train/skipped_steps", "lr/encoder", "lr/head"),
     *(f"val/{region}_dsc" for region in ("whole_pancreas", "pancreas", "lesion")),
     *(f"val/f1_subtype{subtype}" for subtype in range(3)),
     *("val/score", "val/macro_f1", "val/ece", "val/brier", "val/balanced_probability"),

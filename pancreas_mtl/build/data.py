@@ -111,14 +111,21 @@ def prepare(config: DictConfig, found: Dataset, run_dir: Path) -> Prepared:
         if not plan_path.exists():
             if config.audit:
                 _audit(list(found.cases.values()), run_dir, workers(config))
-            measured = fingerprint(train, workers=workers(config))
-            save_plan(make_plan(measured, settings(PlanConfig, config, "plan")), plan_path)
+            save_plan(_plan(config, train), plan_path)
         plan = load_plan(plan_path)
         cache_dir = Path(config.paths.cache)
         wanted = {case.name: case for case in [*train, *validation]}
         made = preprocess(list(wanted.values()), plan, cache_dir, workers=workers(config))
     entries = dict(zip(wanted, made, strict=True))
     return Prepared(plan, [entries[c.name] for c in train], [entries[c.name] for c in validation])
+
+
+def _plan(config: DictConfig, train: list[Case]) -> Plan:
+    """The plan of `plan.bundle`, or one made for the training cases."""
+    wanted = settings(PlanConfig, config, "plan")
+    if wanted.bundle is not None:
+        return load_plan(Path(wanted.bundle) / "plan.json")
+    return make_plan(fingerprint(train, workers=workers(config)), wanted)
 
 
 def workers(config: DictConfig) -> int:

@@ -24,6 +24,7 @@ from pancreas_mtl.models.classifiers import HEADS
 from pancreas_mtl.models.network import NetworkConfig
 from pancreas_mtl.training.module import OptimizerConfig
 from pancreas_mtl.training.pictures import PictureConfig
+from pancreas_mtl.training.warm_start import WarmStart
 
 Settings = TypeVar("Settings")
 
@@ -31,13 +32,17 @@ TRAINER_ARGUMENTS = inspect.signature(pl.Trainer).parameters.keys()
 SECTIONS: dict[str, type] = {
     "augment": AugmentConfig,
     "loss": LossConfig,
-    "model": NetworkConfig,
+    "model": NetworkConfig,  # and WarmStart
     "optimizer": OptimizerConfig,
     "pictures": PictureConfig,
     "plan": PlanConfig,
     "sampling": SamplingConfig,
     "task": Task,
 }
+
+
+SHARED: dict[type, type] = {NetworkConfig: WarmStart, WarmStart: NetworkConfig}
+"""Dataclasses that are made from one section together."""
 
 
 def settings(kind: type[Settings], config: DictConfig, section: str) -> Settings:
@@ -47,15 +52,22 @@ def settings(kind: type[Settings], config: DictConfig, section: str) -> Settings
         UsageError: a key is not one of the dataclass's fields, or one is missing.
     """
     values = plain(config[section])
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    own = _names(kind)
+    known = own | _names(SHARED.get(kind))
     for key in sorted(set(values) - known):
         hint = did_you_mean(f"{section}.{key}", [f"{section}.{name}" for name in known])
         has = ", ".join(sorted(known))
         raise UsageError(f"{section}.{key}: no such key{hint}; {section} has {has}")
     try:
-        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        return kind(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in own}
+        )
     except TypeError as error:
         raise UsageError(f"{section}: {error}") from error
+
+
+def _names(kind: type | None) -> set[str]:
+    return {field.name for field in fields(kind)} if kind else set()
 
 
 def check(config: DictConfig) -> None:
@@ -64,6 +76,7 @@ def check(config: DictConfig) -> None:
         settings(kind, config, section)
     if config.model.head not in HEADS:
         raise UsageError(f"model.head={config.model.head}: choose one of {', '.join(HEADS)}")
+    settings(WarmStart, config, "model")
     selection_score({}, plain(config.task.score))
     for name in config.trainer.keys() - TRAINER_ARGUMENTS:
         hint = did_you_mean(name, TRAINER_ARGUMENTS)

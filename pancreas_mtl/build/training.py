@@ -28,6 +28,7 @@ from pancreas_mtl.training.callbacks import CollapseDetector, History
 from pancreas_mtl.training.module import MultitaskModule, OptimizerConfig
 from pancreas_mtl.training.pictures import PictureConfig, Pictures
 from pancreas_mtl.training.progress import ProgressBar, ProgressLog
+from pancreas_mtl.training.warm_start import WarmStart, warm_start
 from pancreas_mtl.types import Plan
 
 SCORE = "val/score"
@@ -40,9 +41,11 @@ def network(config: DictConfig, plan: Plan) -> MultitaskUNet:
 
 
 def module(config: DictConfig, plan: Plan) -> MultitaskModule:
-    """The LightningModule, with its network."""
+    """The LightningModule, with its network, from trained weights where `model` names some."""
+    built = network(config, plan)
+    warm_start(built, settings(WarmStart, config, "model"), plan)
     return MultitaskModule(
-        network(config, plan),
+        built,
         plan=plan,
         augment=Augment(
             settings(AugmentConfig, config, "augment"),

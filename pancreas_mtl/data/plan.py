@@ -34,7 +34,8 @@ MAX_DATASET_SHARE = 0.05  # a batch holds at most this share of all voxels
 class PlanConfig:
     """What the user may decide; None leaves a decision to the planner.
 
-    `memory_gb` is the budget of training (GPU memory, or what the CPU may use).
+    `memory_gb` is the budget of training (GPU memory, or what the CPU may use). `bundle` names a
+    folder whose `plan.json` is taken instead of making one.
     """
 
     memory_gb: float = 8.0
@@ -43,6 +44,7 @@ class PlanConfig:
     spacing_mm: TripleMm | None = None
     patch_size: Triple | None = None
     batch_size: int | None = None
+    bundle: str | None = None
 
 
 @dataclass(frozen=True)

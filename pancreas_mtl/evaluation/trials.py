@@ -15,6 +15,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -29,6 +30,8 @@ from pancreas_mtl.errors import UsageError
 
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]  # where train.py and predict.py lie
+OUTPUT = "output_dir"
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
 LIBRARIES = ("OMP", "OPENBLAS", "MKL")
 
 
@@ -36,7 +39,9 @@ LIBRARIES = ("OMP", "OPENBLAS", "MKL")
 class Trial:
     """One configuration with one seed; `overrides` are what `train.py` is given.
 
-    An ensemble trains nothing: it averages the `members`, configurations of the same seed.
+    In them `{NAME}` stands for the bundle of another configuration with the same seed, from which
+    a second stage starts, and `{output_dir}` for the folder of all trials. An ensemble trains
+    nothing: it averages the `members`, configurations of the same seed.
     """
 
     configuration: str
@@ -48,6 +53,12 @@ class Trial:
     def name(self) -> str:
         """As in messages."""
         return f"{self.configuration}/seed{self.seed}"
+
+    @property
+    def needs(self) -> set[str]:
+        """The configurations that have to be trained before."""
+        named = {name for override in self.overrides for name in PLACEHOLDER.findall(override)}
+        return {*self.members, *named} - {OUTPUT}
 
 
 @dataclass(frozen=True)
@@ -81,7 +92,7 @@ def list_trials(
 ) -> list[Trial]:
     """Every configuration with every seed, seed by seed, so that a partial table is fair.
 
-    Ensembles come last, for they need their members.
+    What needs others comes after them.
 
     Args:
         configurations: overrides by name.
@@ -95,9 +106,6 @@ def list_trials(
     """
     ensembles = ensembles or {}
     names = [*configurations, *ensembles]
-    for name in [*(only or ()), *(member for group in ensembles.values() for member in group)]:
-        if name not in names:
-            raise UsageError(f"no configuration {name}: choose from {', '.join(names)}")
     if not seeds:
         raise UsageError("seeds=[]: give at least one")
     trained = [
@@ -110,7 +118,11 @@ def list_trials(
         for seed in seeds
         for name, members in ensembles.items()
     ]
-    return [t for t in (*trained, *averaged) if only is None or t.configuration in only]
+    everything = [*trained, *averaged]
+    for name in {*(only or ())}.union(*(trial.needs for trial in everything)):
+        if name not in names:
+            raise UsageError(f"no configuration {name}: choose from {', '.join(names)}")
+    return [t for t in everything if only is None or t.configuration in only]
 
 
 def run_trials(trials: Sequence[Trial], laboratory: Laboratory, *, jobs: int) -> list[str]:
@@ -122,7 +134,7 @@ def run_trials(trials: Sequence[Trial], laboratory: Laboratory, *, jobs: int) ->
     for trial in trials:
         _claim(trial, laboratory.folder(trial))
     outcomes: list[str | None] = []
-    for some in ([t for t in trials if not t.members], [t for t in trials if t.members]):
+    for some in ([t for t in trials if not t.needs], [t for t in trials if t.needs]):
         with ThreadPoolExecutor(max(1, jobs)) as pool:
             outcomes += pool.map(lambda trial: _run(trial, laboratory), some)
     return [outcome for outcome in outcomes if outcome is not None]
@@ -132,15 +144,24 @@ def steps(trial: Trial, laboratory: Laboratory) -> list[Step]:
     """The commands of a trial, in order, as one would type them."""
     data, folder = laboratory.output_dir / "data", laboratory.folder(trial)
     run, predictions, evaluation = (folder / n for n in ("run", "predictions", "evaluation"))
-    runs = [folder.parents[1] / m / folder.name / "run" for m in trial.members] or [run]
-    bundles = ",".join(str(one / "bundle") for one in runs)
+
+    def bundle(name: str) -> Path:
+        return folder.parents[1] / name / folder.name / "run" / "bundle"
+
+    bundles = ",".join(map(str, map(bundle, trial.members or (trial.configuration,))))
+    given = [
+        PLACEHOLDER.sub(
+            lambda m: str(laboratory.output_dir if m[1] == OUTPUT else bundle(m[1])), override
+        )
+        for override in trial.overrides
+    ]
+    other_data = any(override.startswith("data=") for override in given)
     train = (
         "train.py",
-        "data=quiz",
-        f"data.root={data}",
+        *([] if other_data else ["data=quiz", f"data.root={data}"]),
         f"paths.cache={laboratory.output_dir / 'cache'}",
         "audit=false",
-        *trial.overrides,
+        *given,
         f"seed={trial.seed}",
         f"output_dir={run}",
         "resume=true",

@@ -35,6 +35,7 @@ from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
 from pancreas_mtl.types import Plan
 
 FORMAT = 1
+TRAINING_ONLY = ("pretrained", "freeze")  # keys of `model` that say how it came to be
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def load_bundle(folder: Path) -> Bundle:
 def build_network(plan: Plan, model: Any, source: Path) -> MultitaskUNet:
     """The network that a `model` section of plain values describes."""
     try:
-        settings = dict(model)
+        settings = {key: value for key, value in dict(model).items() if key not in TRAINING_ONLY}
         settings["stages"] = tuple(int(s) for s in settings["stages"])
         return MultitaskUNet(plan, NetworkConfig(**settings))
     except (TypeError, ValueError, KeyError) as error:

@@ -20,6 +20,13 @@ from pancreas_mtl.errors import UsageError
 from pancreas_mtl.models.classifiers import HEADS, NoHead, SubtypeHead
 from pancreas_mtl.types import NUM_LABELS, UNKNOWN, Evidence, MultitaskOutput, Plan, Triple
 
+PARTS: dict[str, tuple[str, ...]] = {
+    "encoder": ("input_block", "downsamples", "bottleneck"),
+    "decoder": ("upsamples", "segmentation_heads"),
+    "head": ("subtype_head",),
+}
+"""The network's parts, by the modules that make them up."""
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -76,6 +83,10 @@ class MultitaskUNet(nn.Module):
     def has_subtype(self) -> bool:
         """Whether it has a subtype head; without one, evidence is empty and logits are zero."""
         return not isinstance(self.subtype_head, NoHead)
+
+    def parameters_of(self, part: str) -> list[nn.Parameter]:
+        """The parameters of one of PARTS."""
+        return [p for name in PARTS[part] for p in self.get_submodule(name).parameters()]
 
     def forward(self, image: Tensor, guide: Tensor | None = None) -> MultitaskOutput:
         """Logits of the mask at every decoder level, and of the subtype from this window alone.

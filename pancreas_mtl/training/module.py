@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from pancreas_mtl.inference.windows import predict_windows
 from pancreas_mtl.losses.joint import LossConfig, joint_loss
-from pancreas_mtl.models.network import MultitaskUNet, reductions
+from pancreas_mtl.models.network import PARTS, MultitaskUNet, reductions
 from pancreas_mtl.training.schedules import Decay, ema_decay, learning_rate_factor
 from pancreas_mtl.training.validation import (
     Validated,
@@ -33,15 +33,17 @@ PROGRESS_BAR = ("whole_pancreas_dsc", "lesion_dsc", "macro_f1")
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a group of its own for the subtype head; one schedule for both.
+    """AdamW with groups for encoder, decoder and subtype head; one schedule for all.
 
-    `rate_scale` multiplies both rates: variants differ in it, whatever rates a budget chooses.
+    `rate_scale` multiplies all rates: variants differ in it, whatever rates a budget chooses.
+    `encoder_scale` multiplies the encoder's, for warm starts.
     A step whose gradient is not finite is skipped; `max_skips` in a row stop the training.
     """
 
     lr: float = 1e-3
     head_lr: float = 1e-3
     rate_scale: float = 1.0
+    encoder_scale: float = 1.0
     weight_decay: float = 1e-4
     head_weight_decay: float = 1e-2
     warmup_steps: int = 100
@@ -169,26 +171,9 @@ class MultitaskModule(pl.LightningModule):
         self.log("train/skipped_steps", self.skipped.float())
 
     def configure_optimizers(self) -> Any:
-        """AdamW with two groups, and the schedule per step."""
+        """AdamW with a group for each part of the network, and the schedule per step."""
         config = self.optimizer_config
-        head = list(self.network.subtype_head.parameters())
-        in_head = {id(p) for p in head}
-        body = [p for p in self.network.parameters() if id(p) not in in_head]
-        groups = [
-            {
-                "params": [p for p in body if p.requires_grad],
-                "lr": config.lr * config.rate_scale,
-                "weight_decay": config.weight_decay,
-                "name": "body",
-            },
-            {
-                "params": head,
-                "lr": config.head_lr * config.rate_scale,
-                "weight_decay": config.head_weight_decay,
-                "name": "head",
-            },
-        ]
-        optimizer = AdamW(groups)
+        optimizer = AdamW(parameter_groups(self.network, config))
         total = int(self.trainer.estimated_stepping_batches)
 
         def factor(step: int) -> float:
@@ -210,6 +195,25 @@ class MultitaskModule(pl.LightningModule):
     ) -> None:
         decay = ema_decay(int(updates), self.optimizer_config.ema)
         torch._foreach_lerp_(averaged, current, 1 - decay)
+
+
+def parameter_groups(network: MultitaskUNet, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """What the optimiser sees: encoder, decoder and head; parts that are frozen are left out."""
+    rates = {"encoder": config.lr * config.encoder_scale, "decoder": config.lr}
+    groups = []
+    for part in PARTS:
+        parameters = [p for p in network.parameters_of(part) if p.requires_grad]
+        if parameters:
+            is_head = part == "head"
+            groups.append(
+                {
+                    "params": parameters,
+                    "lr": rates.get(part, config.head_lr) * config.rate_scale,
+                    "weight_decay": config.head_weight_decay if is_head else config.weight_decay,
+                    "name": part,
+                }
+            )
+    return groups
 
 
 def guide(batch: Batch) -> Tensor:

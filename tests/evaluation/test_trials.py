@@ -126,3 +126,21 @@ def test_a_trial_gets_its_share_of_threads(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "steps", lambda trial, laboratory: [step])
     run_trials(list_trials({"a": []}, [0], []), Laboratory(tmp_path, threads=3), jobs=1)
     assert (tmp_path / "t").read_text() == "3"
+
+
+def test_a_second_stage_starts_from_the_bundle_of_the_first(counting, tmp_path):
+    configurations = {"second": ["model.pretrained={first}"], "first": []}
+    second, first = list_trials(configurations, [3], [])
+    assert (second.needs, first.needs) == ({"first"}, set())
+    train, *_ = steps(second, Laboratory(tmp_path))
+    assert f"model.pretrained={tmp_path}/trials/first/seed3/run/bundle" in train.arguments
+    with pytest.raises(UsageError, match="no configuration first"):
+        list_trials({"second": ["model.pretrained={first}"]}, [0], [])
+
+
+def test_a_configuration_may_have_a_dataset_of_its_own(tmp_path):
+    (trial,) = list_trials({"a": ["data=nnunet", "data.root={output_dir}/part"]}, [0], [])
+    train, predict, _ = steps(trial, Laboratory(tmp_path))
+    assert f"data.root={tmp_path}/part" in train.arguments
+    assert "data=quiz" not in train.arguments
+    assert f"input={tmp_path}/data/test" in predict.arguments, "the test cases are the same"

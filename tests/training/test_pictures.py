@@ -44,7 +44,9 @@ def test_reliability_shows_how_often_a_confidence_is_right():
 def write_history(path):
     with path.open("w") as file:
         rows = csv.writer(file)
-        rows.writerow(["epoch", "step", "train/loss", "train/loss_epoch", "val/score", "lr/body"])
+        rows.writerow(
+            ["epoch", "step", "train/loss", "train/loss_epoch", "val/score", "lr/encoder"]
+        )
         rows.writerows([[0, 5, 1.5, 1.5, "", 0.1], [1, 10, 0.5, 0.5, 0.7, 0.05]])
 
 
@@ -52,7 +54,7 @@ def test_curves_have_a_panel_for_each_column(tmp_path):
     write_history(tmp_path / "metrics.csv")
     figure = curves(tmp_path / "metrics.csv")
     drawn = {axes.get_title(loc="left"): axes.lines[0] for axes in figure.axes if axes.lines}
-    assert list(drawn) == ["train/loss", "lr/body", "val/score"]
+    assert list(drawn) == ["train/loss", "lr/encoder", "val/score"]
     assert drawn["train/loss"].get_ydata().tolist() == [1.5, 0.5]
     assert drawn["val/score"].get_xdata().tolist() == [1.0]  # the epoch that was validated
 

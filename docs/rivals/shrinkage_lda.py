@@ -1,0 +1,77 @@
+"""Shrinkage LDA on the features that a trained head pools: the cheap rival of training the head.
+
+    python docs/rivals/shrinkage_lda.py outputs/bench-accuracy/small mask_only
+
+takes the networks of one configuration of `bench_accuracy`, pools what its head would see in each
+of fold 0's training cases, fits linear discriminants with Ledoit and Wolf's shrinkage, and answers
+for the test cases. `mask_only` never saw a subtype, so its features of the training cases are as
+honest as those of the test cases. Needs scikit-learn, which is among the tools of development.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from pancreas_mtl.data.cases import read_cases
+from pancreas_mtl.data.images import read_image
+from pancreas_mtl.data.preprocess import prepare_image
+from pancreas_mtl.data.splits import make_splits
+from pancreas_mtl.evaluation.references import read_references
+from pancreas_mtl.inference.bundle import load_bundle
+from pancreas_mtl.inference.windows import predict_windows
+from pancreas_mtl.metrics.intervals import bootstrap_ci
+from pancreas_mtl.metrics.subtype import confusion_matrix, f1_scores
+from pancreas_mtl.models.network import reductions
+
+
+@torch.inference_mode()
+def pooled(bundle, path):
+    """What the head's classifier is given for a whole case, (F,)."""
+    seen = []
+    handle = bundle.network.subtype_head.classify.register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0])
+    )
+    image = prepare_image(read_image(path), bundle.plan.intensity, bundle.plan.spacing_mm)
+    whole = predict_windows(
+        bundle.network.window,
+        torch.from_numpy(image),
+        patch_size=bundle.plan.patch_size,
+        divisor=reductions(bundle.plan.strides)[-1],
+    )
+    bundle.network.subtype_head(whole.evidence)
+    handle.remove()
+    return seen[-1][0].numpy()
+
+
+def macro_f1(references, answers):
+    return f1_scores(confusion_matrix(references, answers)).mean(axis=-1)
+
+
+def main(folder, configuration):
+    data = folder / "data"
+    cases = {case.name: case for case in read_cases("quiz", data)}
+    training = [cases[n] for n in make_splits(list(cases.values())).choose(0).train]
+    truth = {one.name: one.subtype for one in read_references(data / "references")}
+    test = [case for case in cases.values() if case.name in truth]
+    references = np.array([truth[case.name] for case in test])
+    for seed in sorted((folder / "trials" / configuration).glob("seed*")):
+        bundle = load_bundle(seed / "run" / "bundle")
+        known, new = (
+            np.stack([pooled(bundle, c.image) for c in part]) for part in (training, test)
+        )
+        lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+        model = make_pipeline(StandardScaler(), lda)
+        model.fit(known, [case.subtype for case in training])
+        answers = model.predict(new)
+        found = bootstrap_ci(macro_f1, references, answers, strata=references)
+        low, high = found.ci95
+        print(f"{configuration}/{seed.name}: macro-F1 {found.mean:.3f} [{low:.3f}, {high:.3f}]")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

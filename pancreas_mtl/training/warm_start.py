@@ -1,0 +1,102 @@
+"""Starts a training from the weights of another one; what fits is taken, the rest is listed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from pancreas_mtl.errors import UsageError
+from pancreas_mtl.inference.bundle import load_bundle
+from pancreas_mtl.models.network import PARTS, MultitaskUNet
+from pancreas_mtl.types import Plan
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """`pretrained` is a bundle to take weights from; `freeze` names parts that are not trained.
+
+    The parts are those of `network.PARTS`: encoder, decoder, head.
+    """
+
+    pretrained: str | None = None
+    freeze: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for part in self.freeze:
+            if part not in PARTS:
+                raise UsageError(f"model.freeze={part}: choose of {', '.join(PARTS)}")
+        if set(self.freeze) == set(PARTS):
+            raise UsageError("model.freeze: leaves nothing to train; leave out one part")
+
+
+@dataclass(frozen=True)
+class Match:
+    """Names of weights by what became of them."""
+
+    taken: tuple[str, ...]
+    other_shape: tuple[str, ...]  # in both, but of different shapes: not taken
+    missing: tuple[str, ...]  # of the network, not in the bundle: they start at random
+    unused: tuple[str, ...]  # of the bundle, not in the network
+
+
+def warm_start(network: MultitaskUNet, config: WarmStart, plan: Plan) -> None:
+    """Load what fits and freeze what is to be frozen, in place; the log lists what did not fit.
+
+    Raises:
+        UsageError: the bundle cannot be read, or nothing of it fits.
+    """
+    if config.pretrained is not None:
+        bundle = load_bundle(Path(config.pretrained))
+        match = load_matching(network, bundle.network.state_dict())
+        if not match.taken:
+            raise UsageError(
+                f"model.pretrained={config.pretrained}: no weight of it fits this network; "
+                "train with plan.bundle of the same folder"
+            )
+        _report(match, config.pretrained, bundle.plan, plan)
+    for part in config.freeze:
+        for parameter in network.parameters_of(part):
+            parameter.requires_grad = False
+
+
+def load_matching(network: MultitaskUNet, weights: Mapping[str, Tensor]) -> Match:
+    """Take the weights whose name and shape agree."""
+    own = network.state_dict()
+    taken = {n: w for n, w in weights.items() if n in own and own[n].shape == w.shape}
+    network.load_state_dict(taken, strict=False)
+    return Match(
+        taken=tuple(taken),
+        other_shape=tuple(n for n in weights if n in own and n not in taken),
+        missing=tuple(n for n in own if n not in weights),
+        unused=tuple(n for n in weights if n not in own),
+    )
+
+
+def _report(match: Match, source: str, theirs: Plan, ours: Plan) -> None:
+    counts = []
+    for part, modules in PARTS.items():
+        taken, rest = (
+            sum(name.split(".")[0] in modules for name in names)
+            for names in (match.taken, match.other_shape + match.missing)
+        )
+        counts.append(f"{part} {taken} of {taken + rest}")
+    log.info("warm start from %s: weights taken: %s", source, ", ".join(counts))
+    for what, names in {
+        "not taken, of another shape": match.other_shape,
+        "not in the bundle, started at random": match.missing,
+        "of the bundle, not in this network": match.unused,
+    }.items():
+        if names:
+            log.info("warm start: %s: %s", what, ", ".join(names))
+    if (theirs.spacing_mm, theirs.intensity) != (ours.spacing_mm, ours.intensity):
+        log.warning(
+            "warm start: the bundle was trained with another spacing or other intensities than "
+            "this run's plan has; plan.bundle=%s takes its plan",
+            source,
+        )

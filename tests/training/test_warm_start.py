@@ -1,0 +1,86 @@
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pancreas_mtl.errors import UsageError
+from pancreas_mtl.models.network import PARTS, MultitaskUNet, NetworkConfig
+from pancreas_mtl.training.module import OptimizerConfig, parameter_groups
+from pancreas_mtl.training.warm_start import WarmStart, load_matching, warm_start
+
+HEAD = NetworkConfig(stages=(0, 1))
+
+
+def other(plan, config=HEAD):
+    torch.manual_seed(1)
+    return MultitaskUNet(plan, config)
+
+
+def test_all_weights_of_an_equal_network_are_taken(bundle, network, plan, caplog):
+    fresh = other(plan)
+    with caplog.at_level(logging.INFO):
+        warm_start(fresh, WarmStart(pretrained=str(bundle)), plan)
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(fresh.state_dict()[name], value)
+    assert "encoder 18 of 18, decoder 20 of 20, head 6 of 6" in caplog.text
+    assert all(parameter.requires_grad for parameter in fresh.parameters())
+
+
+def test_what_does_not_fit_is_listed_and_left_as_it_was(bundle, plan, caplog):
+    fresh = other(plan, NetworkConfig(head="gap", stages=(-1,), hidden=0))
+    before = fresh.subtype_head.classify[2].weight.clone()
+    with caplog.at_level(logging.INFO):
+        warm_start(fresh, WarmStart(pretrained=str(bundle)), replace(plan, spacing_mm=(1, 1, 1)))
+    assert torch.equal(fresh.subtype_head.classify[2].weight, before)
+    assert "head 0 of 4" in caplog.text
+    assert "not taken, of another shape: subtype_head.classify.0.weight" in caplog.text
+    assert "of the bundle, not in this network: subtype_head.classify.5.weight" in caplog.text
+    assert "another spacing" in caplog.text
+
+
+def test_names_by_what_became_of_them(plan, network):
+    weights = network.state_dict()
+    weights["new"] = torch.zeros(1)
+    del weights["segmentation_heads.0.conv.conv.bias"]
+    weights["segmentation_heads.1.conv.conv.bias"] = torch.zeros(7)
+    match = load_matching(other(plan), weights)
+    assert match.unused == ("new",)
+    assert match.missing == ("segmentation_heads.0.conv.conv.bias",)
+    assert match.other_shape == ("segmentation_heads.1.conv.conv.bias",)
+    assert len(match.taken) == len(network.state_dict()) - 2
+
+
+def test_a_bundle_of_which_nothing_fits_is_refused(bundle, plan, monkeypatch):
+    fresh = other(plan)
+    monkeypatch.setattr(fresh, "state_dict", dict)  # as if it had no weight of these names
+    with pytest.raises(UsageError, match=r"no weight of it fits.*plan.bundle"):
+        warm_start(fresh, WarmStart(pretrained=str(bundle)), plan)
+
+
+def test_frozen_parts_are_not_trained(network, plan):
+    warm_start(network, WarmStart(freeze=("encoder", "decoder")), plan)
+    trained = {name.split(".")[0] for name, p in network.named_parameters() if p.requires_grad}
+    assert trained == {"subtype_head"}
+    groups = parameter_groups(network, OptimizerConfig())
+    assert [group["name"] for group in groups] == ["head"]
+
+
+def test_the_parts_are_the_whole_network(network):
+    listed = [id(p) for part in PARTS for p in network.parameters_of(part)]
+    assert sorted(listed) == sorted(id(p) for p in network.parameters())
+
+
+def test_rates_of_the_parts(network):
+    config = OptimizerConfig(lr=1.0, head_lr=3.0, encoder_scale=0.1, rate_scale=2.0)
+    rates = {group["name"]: group["lr"] for group in parameter_groups(network, config)}
+    assert rates == {"encoder": pytest.approx(0.2), "decoder": 2.0, "head": 6.0}
+
+
+@pytest.mark.parametrize(
+    ("freeze", "message"),
+    [(("body",), "model.freeze=body: choose of encoder"), (tuple(PARTS), "nothing to train")],
+)
+def test_bad_choices_are_refused(freeze, message):
+    with pytest.raises(UsageError, match=message):
+        WarmStart(freeze=freeze)
