@@ -82,12 +82,13 @@ def test_learns_and_reports(plan, tmp_path):
 def test_head_has_a_group_of_its_own_and_every_weight_is_in_one(plan, tmp_path):
     module = make(plan, lr=1e-2, head_lr=1e-3)
     trainer = fit(module, tmp_path)
-    body, head = trainer.optimizers[0].param_groups
-    assert (body["initial_lr"], head["initial_lr"]) == (1e-2, 1e-3)
+    encoder, decoder, head = trainer.optimizers[0].param_groups
+    assert [one["initial_lr"] for one in (encoder, decoder, head)] == [1e-2, 1e-2, 1e-3]
     assert {id(p) for p in head["params"]} == {
         id(p) for p in module.network.subtype_head.parameters()
     }
-    assert len(body["params"]) + len(head["params"]) == len(list(module.network.parameters()))
+    grouped = sum(len(one["params"]) for one in (encoder, decoder, head))
+    assert grouped == len(list(module.network.parameters()))
 
 
 class Poisoned(Patches):
