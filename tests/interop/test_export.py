@@ -1,6 +1,7 @@
 """Exports against torch and against `Predictor`; each needs an extra and skips without it."""
 
 import json
+import logging
 import re
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 
 from pancreas_mtl import export as export_command
 from pancreas_mtl.data.images import read_image, to_source
@@ -94,9 +96,12 @@ def exported(model, name, tmp_path_factory):
     parent = tmp_path_factory.mktemp(name)
     line = command_of(f"format={name}", BUNDLE=model)
     line = re.sub(r"output_dir=\S+", f"output_dir={parent / 'out'}", line)
+    handlers = logging.getLogger().handlers[:]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["export.py", *shlex.split(line)[3:]])
+        GlobalHydra.instance().clear()
         export_command.main()
+    logging.getLogger().handlers[:] = handlers
     assert [path.name for path in parent.iterdir()] == ["out"]
     return parent / "out"
 
