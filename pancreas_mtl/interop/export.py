@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from pancreas_mtl.errors import CaseError, UsageError
 from pancreas_mtl.inference.bundle import load_bundle
+from pancreas_mtl.inference.card import CARD
 from pancreas_mtl.interop import processing
 
 
@@ -32,7 +33,7 @@ FORMATS = {
 def export_bundle(
     model: Path, output_dir: Path, *, format_name: str, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Write a bundle in another format, with `processing.json`.
+    """Write a bundle in another format, with `processing.json` and the model card.
 
     Args:
         model: a bundle folder.
@@ -64,6 +65,8 @@ def export_bundle(
         parity: dict[str, Any] = getattr(writer, chosen.function)(bundle, draft)
         content = processing.processing(bundle, files=writer.FILES, parity=parity)
         (draft / processing.FILE).write_text(json.dumps(content, indent=2) + "\n")
+        if (model / CARD).exists():
+            shutil.copyfile(model / CARD, draft / CARD)
         if output_dir.exists():
             shutil.rmtree(output_dir)
         draft.rename(output_dir)

@@ -53,7 +53,7 @@ def write_monai_bundle(bundle: Bundle, folder: Path) -> dict[str, Any]:
     Raises:
         CaseError: it does not run, or disagrees with `Predictor`.
     """
-    for name in ("configs", "models", "docs"):
+    for name in ("configs", "models"):
         (folder / name).mkdir()
     _write_json(folder / "configs" / "inference.json", inference_config(bundle))
     _write_json(folder / "configs" / "metadata.json", metadata(bundle))

@@ -176,7 +176,7 @@ def metadata(bundle: Bundle) -> dict[str, Any]:
         "supported_apps": {},
         "name": "Pancreas, lesion and subtype",
         "task": "Segmentation of pancreas and lesion in CT, and the lesion's subtype",
-        "description": "One network with two answers: see processing.json and docs/README.md",
+        "description": "One network with two answers: see README.md and processing.json",
         "authors": "the authors of pancreas_mtl",
         "copyright": "Apache-2.0",
         "data_type": "nibabel",

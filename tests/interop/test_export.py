@@ -305,6 +305,7 @@ def test_an_export_that_agrees_is_written_with_its_facts(model, plan, tmp_path, 
     fake(monkeypatch, ("logits", 1e-6))
     export_bundle(model, tmp_path / "new" / "out", format_name="fake")
     facts = facts_of(tmp_path / "new" / "out")
+    assert "not a medical device" in (tmp_path / "new" / "out" / "README.md").read_text()
     step = {one["step"]: one for one in facts["preprocessing"]}
     assert step["resample"]["spacing_mm"] == list(plan.spacing_mm)
     assert step["standardise"]["mean_hu"] == plan.intensity.mean_hu
