@@ -11,18 +11,20 @@ from PIL import Image
 
 from pancreas_mtl.data.images import read_image, read_mask
 from pancreas_mtl.errors import CaseError
-from pancreas_mtl.evaluation.report import volumes
+from pancreas_mtl.evaluation.report.sheets import QUANTISED_HU, pack_ct, quantise, reductions
 from pancreas_mtl.evaluation.report.volumes import (
-    QUANTISED_HU,
+    MASKS_BYTES,
+    THUMBNAIL_PX,
+    WEIGHT_STEP,
+    Budget,
     CaseSource,
     Overlay,
     pack_case,
-    pack_ct,
-    quantise,
-    reductions,
+    share_out,
 )
 
 SPACING_MM = (2.0, 0.7, 0.9)
+BUDGET = Budget(300_000, 60_000)
 
 
 def sibling(name):
@@ -58,7 +60,7 @@ def smooth_ct(shape=(9, 20, 27)):
 
 def test_a_ct_comes_back_within_the_loss_of_the_jpeg():
     image = smooth_ct()
-    back = unpack_ct(pack_ct(image, SPACING_MM))
+    back = unpack_ct(pack_ct(image, SPACING_MM, max_bytes=BUDGET.ct_bytes))
     assert back.header.get_zooms() == pytest.approx(tuple(reversed(SPACING_MM)))
     hu = np.asarray(back.dataobj).transpose(2, 1, 0)
     assert hu.shape == image.shape
@@ -67,7 +69,7 @@ def test_a_ct_comes_back_within_the_loss_of_the_jpeg():
 
 
 def test_the_affine_says_left_posterior_superior():
-    back = unpack_ct(pack_ct(smooth_ct(), SPACING_MM))
+    back = unpack_ct(pack_ct(smooth_ct(), SPACING_MM, max_bytes=BUDGET.ct_bytes))
     assert nib.aff2axcodes(back.affine) == ("L", "P", "S")
 
 
@@ -85,12 +87,12 @@ def test_reductions_begin_at_full_resolution_and_spare_the_coarse_axis():
     assert [next(thin) for _ in range(3)] == [(1, 1, 1), (2, 1, 1), (3, 1, 1)]
 
 
-def test_a_ct_that_is_too_large_is_averaged_and_stays_in_place(monkeypatch):
+def test_a_ct_that_is_too_large_is_averaged_and_stays_in_place():
     image = smooth_ct((12, 40, 50))
-    full = pack_ct(image, SPACING_MM)
-    monkeypatch.setattr(volumes, "MAX_CT_BYTES", len(base64.b64decode(full.jpeg)) // 3)
-    coarse = pack_ct(image, SPACING_MM)
-    assert len(base64.b64decode(coarse.jpeg)) <= volumes.MAX_CT_BYTES
+    full = pack_ct(image, SPACING_MM, max_bytes=BUDGET.ct_bytes)
+    limit = len(base64.b64decode(full.jpeg)) // 3
+    coarse = pack_ct(image, SPACING_MM, max_bytes=limit)
+    assert len(base64.b64decode(coarse.jpeg)) <= limit
     assert np.prod(coarse.shape) < image.size
 
     def middle_mm(sheet):
@@ -116,7 +118,7 @@ def source(tmp_path_factory):
 
 
 def test_masks_come_back_exactly_and_on_the_ct(source):
-    packed = pack_case(source)
+    packed = pack_case(source, BUDGET)
     ct, reference = unpack_ct(packed.ct), unpack_mask(packed.reference)
     prediction = unpack_mask(packed.overlays[0].prediction)
     for mask, path in ((reference, source.reference), (prediction, source.overlays[0].prediction)):
@@ -130,13 +132,23 @@ def test_masks_come_back_exactly_and_on_the_ct(source):
     )  # of noise with a standard deviation of 20
 
 
-def test_pooling_weights_come_back_in_steps(source):
-    weights = unpack_mask(pack_case(source).overlays[0].attention)
-    assert np.unique(np.asarray(weights.dataobj)).tolist() == [16, 240]
+def test_pooling_weights_come_back_coarser_in_steps_and_in_place(source):
+    packed = pack_case(source, BUDGET)
+    weights, mask = (unpack_mask(x) for x in (packed.overlays[0].attention, packed.reference))
+    values = np.asarray(weights.dataobj)
+    assert values.shape == (11, 13, 12)  # half as many columns and rows
+    assert (values.min(), values.max()) == (16, 240)
+    assert not (values % WEIGHT_STEP).any()
+
+    def corners_mm(image):
+        ends = np.array([[-0.5] * 3, np.array(image.shape) - 0.5])
+        return nib.affines.apply_affine(image.affine, ends)
+
+    np.testing.assert_allclose(corners_mm(weights), corners_mm(mask), atol=1e-5)
 
 
 def test_the_viewer_starts_in_the_reference_lesion(source):
-    packed = pack_case(source)
+    packed = pack_case(source, BUDGET)
     mask = unpack_mask(packed.reference)
     labels = nib.as_closest_canonical(mask)  # Right, Anterior, Superior, as the viewer counts
     at = tuple(int(f * n) for f, n in zip(packed.focus, labels.shape, strict=True))
@@ -144,14 +156,34 @@ def test_the_viewer_starts_in_the_reference_lesion(source):
 
 
 def test_pictures_are_jpegs_and_the_thumbnail_is_small(source):
-    overlay = pack_case(source).overlays[0]
+    overlay = pack_case(source, BUDGET).overlays[0]
     picture, thumbnail = (
         Image.open(io.BytesIO(base64.b64decode(text)))
         for text in (overlay.picture, overlay.thumbnail)
     )
     assert (picture.format, thumbnail.format) == ("JPEG", "JPEG")
     assert picture.width > 800
-    assert max(thumbnail.size) == volumes.THUMBNAIL_PX
+    assert max(thumbnail.size) == THUMBNAIL_PX
+
+
+def test_a_small_budget_makes_a_picture_smaller(source):
+    full, small = (
+        base64.b64decode(pack_case(source, Budget(300_000, limit)).overlays[0].picture)
+        for limit in (60_000, 15_000)
+    )
+    assert len(small) <= 15_000 < len(full)
+    sizes = [Image.open(io.BytesIO(picture)).size for picture in (full, small)]
+    assert sizes[0][0] / sizes[0][1] == pytest.approx(sizes[1][0] / sizes[1][1], rel=0.02)
+
+
+@pytest.mark.parametrize("runs", [1, 2, 5])
+def test_a_page_of_72_cases_stays_below_40_mb(runs):
+    """Base64 makes 4 bytes of 3; the viewer's code, thumbnails, charts and tables take 2.5 MB."""
+    budget = share_out(72, 72 * runs)
+    volumes = 72 * budget.ct_bytes + 72 * runs * (budget.picture_bytes + MASKS_BYTES)
+    assert volumes * 4 / 3 + 2.5e6 < 40e6
+    assert budget.ct_bytes > 150_000
+    assert share_out(0, 0).ct_bytes > 0
 
 
 def test_a_mask_of_another_grid_names_its_file(source, tmp_path):
@@ -159,13 +191,12 @@ def test_a_mask_of_another_grid_names_its_file(source, tmp_path):
     nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)).to_filename(path)
     wrong = Overlay("case-0-0", path, None, "")
     with pytest.raises(CaseError, match=r"prediction\.nii\.gz is not on its image's grid"):
-        pack_case(CaseSource(source.name, source.image, None, (wrong,)))
+        pack_case(CaseSource(source.name, source.image, None, (wrong,)), BUDGET)
 
 
 def test_without_any_mask_the_whole_ct_is_packed(source):
-    packed = pack_case(
-        CaseSource(source.name, source.image, None, (Overlay("case-0-0", None, None, ""),))
-    )
+    alone = CaseSource(source.name, source.image, None, (Overlay("case-0-0", None, None, ""),))
+    packed = pack_case(alone, BUDGET)
     assert packed.reference is None
     assert packed.overlays[0].prediction is None
     assert packed.ct.shape == read_image(source.image).array.shape

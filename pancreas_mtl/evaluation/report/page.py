@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import gzip
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,13 @@ from pancreas_mtl.evaluation.report.about import describe
 from pancreas_mtl.evaluation.report.cases import case_rows, columns, picture_alt, verdict
 from pancreas_mtl.evaluation.report.charts import Chart, plain_words
 from pancreas_mtl.evaluation.report.runs import Run, RunCase, read_runs
-from pancreas_mtl.evaluation.report.volumes import CaseSource, Overlay, PackedCase, pack_case
+from pancreas_mtl.evaluation.report.volumes import (
+    CaseSource,
+    Overlay,
+    PackedCase,
+    pack_case,
+    share_out,
+)
 
 PACKAGE = "pancreas_mtl.evaluation.report"
 ASSETS = files(PACKAGE) / "assets"
@@ -70,7 +76,9 @@ def pack_cases(runs: Sequence[Run], *, workers: int) -> tuple[list[PackedCase], 
     """Pack every case that has an image, once for all runs; say which could not be packed."""
     packed, problems = {}, []
     sources = case_sources(runs)
-    for source, result in map_in_processes(pack_case, sources, workers=workers, label="pictures"):
+    budget = share_out(len(sources), sum(len(source.overlays) for source in sources))
+    pack = partial(pack_case, budget=budget)
+    for source, result in map_in_processes(pack, sources, workers=workers, label="pictures"):
         if isinstance(result, Exception):
             problems.append(f"No pictures of {source.name}: {result}")
         else:
