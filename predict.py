@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from pancreas_mtl import build
 from pancreas_mtl.command import command
+from pancreas_mtl.data.files import claimed, make_folder
 from pancreas_mtl.errors import CaseError
 from pancreas_mtl.inference.pipeline import AfterCase, predict_cases
 from pancreas_mtl.inference.writer import close_output, open_output, run_facts
@@ -21,12 +22,14 @@ def main(config: DictConfig) -> None:
     predictor = build.predictor(config)
     sources = build.sources(config, predictor)
     facts = run_facts(predictor, build.plain(config))
-    done = open_output(output_dir, build.fingerprint_of(facts), overwrite=config.overwrite)
-    names = {record.name for record in done}
-    rest = [source for source in sources if source.name not in names]
+    fingerprint, names = build.fingerprint_of(facts), [source.name for source in sources]
     after_case = _preview(output_dir) if config.preview else None
-    records = [*done, *predict_cases(predictor, rest, output_dir, after_case=after_case)]
-    close_output(output_dir, records, facts)
+    with claimed(make_folder(output_dir)):
+        done = open_output(output_dir, fingerprint, names=names, overwrite=config.overwrite)
+        finished = {record.name for record in done}
+        rest = [source for source in sources if source.name not in finished]
+        records = [*done, *predict_cases(predictor, rest, output_dir, after_case=after_case)]
+        close_output(output_dir, records, facts)
     failed = [record for record in records if record.error is not None]
     print(f"{output_dir}: {len(records) - len(failed)} of {len(records)} cases predicted")
     if failed:

@@ -41,7 +41,8 @@ def main(config: DictConfig) -> None:
     trainer = build.trainer(config, run_dir)
     module = build.module(config, prepared.plan)
     try:
-        trainer.fit(module, build.datamodule(config, prepared), ckpt_path=checkpoint)
+        data = build.datamodule(config, prepared)
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
         if trainer.is_global_zero:
             weights = averaged_weights(run_dir / "checkpoints" / "best.ckpt")
             save_bundle(run_dir / "bundle", weights, prepared.plan, build.plain(config))

@@ -22,9 +22,13 @@ losses, bundle; then bundle and CT, windows, scores, the scanner's grid, mask an
 evaluation, report.
 """
 
+import sys
 from typing import Any
 
 __all__ = ["Predictor"]
+
+# OpenVINO reports its use to its makers where this package is found; so here it is not found.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 def __getattr__(name: str) -> Any:

@@ -121,4 +121,6 @@ def _added_keys() -> list[str]:
 
 
 def _say(message: str) -> None:
-    print(f"{Path(sys.argv[0]).stem}: {message}", file=sys.stderr)
+    """Print one line; what a terminal would obey, such as in a file's name, is shown escaped."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+    print(f"{Path(sys.argv[0]).stem}: {shown}", file=sys.stderr)

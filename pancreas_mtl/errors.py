@@ -11,3 +11,11 @@ class UsageError(Exception):
 
 class CaseError(Exception):
     """One case cannot be used; the others go on."""
+
+
+class TrainingError(CaseError):
+    """Training cannot go on; what it reached is kept."""
+
+
+class LackOfMemoryError(CaseError):
+    """One case does not fit into the memory that is free now."""

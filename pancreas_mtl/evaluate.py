@@ -19,7 +19,7 @@ from pancreas_mtl.errors import CaseError
 from pancreas_mtl.evaluation.compare import compare, read_cases, write_comparisons
 from pancreas_mtl.evaluation.evaluate import BYTES_PER_CASE, evaluate
 from pancreas_mtl.evaluation.inputs import find_inputs
-from pancreas_mtl.evaluation.results import write_results
+from pancreas_mtl.evaluation.results import check_folder, write_results
 from pancreas_mtl.evaluation.table import render_comparison, render_table
 from pancreas_mtl.evaluation.task import Task
 
@@ -30,7 +30,7 @@ def main(config: DictConfig) -> None:
     options: Any = OmegaConf.to_container(config, resolve=True)
     task = Task(**options["task"])
     workers = default_workers(BYTES_PER_CASE) if config.workers is None else config.workers
-    output_dir = Path(config.output_dir)
+    output_dir = check_folder(Path(config.output_dir))
     predictions, references = find_inputs(options, output_dir, task=task, workers=workers)
     other = config.compare and read_cases(Path(config.compare), {one.name for one in references})
     make_folder(output_dir)

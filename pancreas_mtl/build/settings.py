@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import fields
+from pathlib import Path
 from typing import TypeVar
 
 import pytorch_lightning as pl
@@ -81,3 +82,9 @@ def check(config: DictConfig) -> None:
     for name in config.trainer.keys() - TRAINER_ARGUMENTS:
         hint = did_you_mean(name, TRAINER_ARGUMENTS)
         raise UsageError(f"trainer.{name}: no such argument of Lightning's Trainer{hint}")
+    root, run_dir = Path(config.data.root).resolve(), Path(config.output_dir).resolve()
+    if root.is_relative_to(run_dir):
+        raise UsageError(
+            f"output_dir={config.output_dir} holds the dataset, data.root={config.data.root}: "
+            "give another output_dir"
+        )

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-import wandb
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import (
     Callback,
@@ -151,4 +150,6 @@ def _wandb(config: DictConfig, run_dir: Path) -> WandbLogger:
 def finish_logging(config: DictConfig) -> None:
     """End the job's wandb run, so that the next job of a multirun gets one of its own."""
     if config.logger.wandb:
+        import wandb  # which reports to its makers, so only where it is asked for
+
         wandb.finish()

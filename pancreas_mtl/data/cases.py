@@ -6,7 +6,6 @@ data), `msd` (Medical Segmentation Decathlon). A root that does not fit names th
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import re
@@ -15,7 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pancreas_mtl.data.files import read_csv, reason
 from pancreas_mtl.data.images import case_name, find_images, list_files, listing
+from pancreas_mtl.data.names import from_cell, name_problem
 from pancreas_mtl.data.nifti import SUFFIXES
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.types import NUM_LABELS, NUM_SUBTYPES, Case, Split
@@ -50,6 +51,8 @@ def read_cases(layout: str, root: Path) -> list[Case]:
         if not fits(layout, root):
             raise UsageError(_misfit(layout, root))
         for case in readers[layout](root):
+            if problem := name_problem(case.name):
+                raise UsageError(f"{str(case.image)!a}: its name {problem}: rename the file")
             if case.name in cases:
                 where = f"{cases[case.name].image} and {case.image}"
                 raise UsageError(f"two cases are named {case.name} ({where}): rename one of them")
@@ -230,19 +233,31 @@ def read_subtypes(path: Path) -> dict[str, int | None] | None:
     if not path.exists():
         return None
     subtypes: dict[str, int | None] = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != ["Names", "Subtype"]:
-            raise UsageError(f"{path}: header {reader.fieldnames}: it must be Names,Subtype")
-        for row in reader:
-            name, value = case_name(Path(row["Names"].strip())), (row["Subtype"] or "").strip()
-            if value not in {"", "0", "1", "2"} or name in subtypes:
-                raise UsageError(
-                    f"{path}, line {reader.line_num}: {name} with subtype {value}: "
-                    "give each name once, with 0, 1, 2 or nothing"
-                )
-            subtypes[name] = int(value) if value else None
+    header, rows = read_csv(path)
+    if header != ["Names", "Subtype"]:
+        raise UsageError(f"{path}: header {header}: it must be Names,Subtype")
+    for line, row in rows:
+        try:
+            name, value = _table_row(row)
+            if name in subtypes:
+                raise ValueError(f"{name} with subtype {value} a second time")
+        except ValueError as error:
+            raise UsageError(
+                f"{path}, line {line}: {error}: give each case's name once, without folders, with "
+                "0, 1, 2 or nothing"
+            ) from None
+        subtypes[name] = value
     return subtypes
+
+
+def _table_row(row: dict[str, Any]) -> tuple[str, int | None]:
+    name, value = row["Names"] or "", (row["Subtype"] or "").strip()
+    if value not in {"", "0", "1", "2"} or len(row) > 2:
+        raise ValueError(f"{name} with subtype {value}")
+    try:
+        return case_name(Path(from_cell(name))), int(value) if value else None
+    except ValueError as error:
+        raise ValueError(f"{name!a} {error}") from None
 
 
 def _dataset_json(root: Path) -> dict[str, Any]:
@@ -256,7 +271,7 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} cannot be read ({error}): write it again") from None
+        raise UsageError(f"{path} cannot be read ({reason(error)}): write it again") from None
 
 
 def _inside(root: Path, relative: str) -> Path:

@@ -155,6 +155,11 @@ def _check_intensities(image: FloatArray, labels: LabelArray | None) -> Iterator
         yield "other_modality", f"values from {lowest:g} to {highest:g}, unlike a CT"
 
 
+def intensity_doubts(image: FloatArray) -> list[str]:
+    """What speaks against an image (D, H, W) being a CT in HU, each with what to do."""
+    return [f"{text}; {CHECKS[code][1]}" for code, text in _check_intensities(image, None)]
+
+
 def _check_mask(case: Case, image: Volume) -> tuple[LabelArray | None, list[Found]]:
     """The labels in the image's orientation, if they can be used, and what was found."""
     if case.mask is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -14,6 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from pancreas_mtl.errors import CaseError, UsageError
+
+MAX_TEXT_BYTES = 2**18
+UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+"""What reading text of unknown origin may raise, from the disk to the meaning."""
 
 _REMEDIES = {
     errno.EACCES: "give a folder that may be written to",
@@ -33,6 +38,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
+        _to_disk(temporary)
         os.replace(temporary, path)
     except OSError as error:
         raise not_written(path, error) from None
@@ -40,11 +46,38 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _to_disk(path: Path) -> None:
+    """Wait until a file is on the disk, so that a power failure leaves the old one or the new."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def not_written(path: Path, error: OSError) -> CaseError:
     """The one line about a file that could not be written."""
-    reason = error.strerror or " ".join(str(error).split())  # numpy's own errors have no strerror
     remedy = _REMEDIES.get(error.errno or 0, "free space there, or write elsewhere")
-    return CaseError(f"{path} cannot be written ({reason}): {remedy}")
+    return CaseError(f"{path} cannot be written ({reason(error)}): {remedy}")
+
+
+def read_text(path: Path) -> str:
+    """Read a small text file, such as a plan or a configuration.
+
+    Raises:
+        OSError, ValueError: it cannot be read, is no UTF-8, or has more than MAX_TEXT_BYTES.
+    """
+    with path.open("rb") as file:
+        data = file.read(MAX_TEXT_BYTES + 1)
+    if len(data) > MAX_TEXT_BYTES:
+        raise ValueError(f"more than {MAX_TEXT_BYTES} bytes")
+    return data.decode("utf-8-sig")
+
+
+def reason(error: Exception) -> str:
+    """What an error of a library says, in one line of bounded length."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())[:120]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -56,6 +89,21 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file; raises what `atomic_path` raises."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
+    """The header of a table, and its rows by header, each with its line number.
+
+    Raises:
+        UsageError: it cannot be read, or is no table in UTF-8.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            header = list(reader.fieldnames or [])
+            return header, [(reader.line_num, row) for row in reader]
+    except (OSError, ValueError, csv.Error) as error:
+        raise UsageError(f"{path} cannot be read ({reason(error)}): save it as CSV") from None
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -75,6 +123,27 @@ def make_folder(path: Path, key: str = "output_dir") -> Path:
     if not os.access(path, os.W_OK | os.X_OK):
         raise UsageError(f"{key}={path}: may not be written to; give another one")
     return path
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep an output folder for this process alone, as long as it runs.
+
+    Raises:
+        UsageError: another process has it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise UsageError(
+            f"output_dir={folder}: another process writes there; wait for it, or give another one"
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def remove_leftovers(folder: Path) -> None:

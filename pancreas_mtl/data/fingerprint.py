@@ -60,7 +60,8 @@ def fingerprint(cases: Sequence[Case], *, workers: int) -> Fingerprint:
 
     Raises:
         CaseError: a file cannot be used.
-        UsageError: no case has a mask with foreground, so normalisation cannot be planned.
+        UsageError: no case has a mask with foreground, or all of it has one value, so
+            normalisation cannot be planned.
     """
     measured: list[CaseFingerprint] = []
     for _, result in map_in_processes(
@@ -74,6 +75,11 @@ def fingerprint(cases: Sequence[Case], *, workers: int) -> Fingerprint:
     if hu.size == 0:
         raise UsageError("no case has a mask with foreground: training needs reference masks")
     low, high = np.percentile(hu, [0.5, 99.5])
+    if not low < high:
+        raise UsageError(
+            f"every voxel inside the masks has {low:g} HU, so normalisation cannot be planned: "
+            "check that images and masks belong together"
+        )
     return Fingerprint(
         shapes=tuple(one.shape for one in measured),
         spacings_mm=tuple(one.spacing_mm for one in measured),

@@ -21,11 +21,12 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 
 from pancreas_mtl.data import nifti
 from pancreas_mtl.data.pool import free_ram_bytes
-from pancreas_mtl.errors import CaseError, UsageError
+from pancreas_mtl.errors import CaseError, LackOfMemoryError, UsageError
 from pancreas_mtl.types import NUM_LABELS, LabelArray, SourceGrid, Triple, TripleMm, Volume
 
 LABEL_TOLERANCE = 1e-3  # masks hold values such as 1.0000152587890625 where 1 is meant
 GRID_TOLERANCE = 0.1  # of the smallest spacing, at the corners of two grids that count as one
+_SUFFIX = re.compile(r"\.(nii(\.gz)?|mha|mhd|nrrd|nhdr|hdr|mgz)$", re.IGNORECASE)
 _CANONICAL = axcodes2ornt(("L", "P", "S"))  # of (W, H, D)
 
 
@@ -118,7 +119,7 @@ def check_memory(path: Path, shape: Triple, itemsize: int) -> None:
     needed, free = float(np.prod(shape)) * (itemsize + 1), free_ram_bytes()
     if needed > free:
         text = f"needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
-        raise CaseError(f"{path} {text}: free memory, or crop it")
+        raise LackOfMemoryError(f"{path} {text}: free memory, or crop it")
 
 
 def _as_float32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -229,7 +230,7 @@ def _new_header(grid: SourceGrid) -> Any:
 
 def case_name(path: Path) -> str:
     """The case's name: the file's without `.nii.gz` or `.nii` and without nnU-Net's `_0000`."""
-    stem = re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+    stem = _SUFFIX.sub("", path.name)
     return re.sub(r"(?<=.)_0000$", "", stem)
 
 
@@ -237,18 +238,27 @@ def find_images(path: Path) -> list[Path]:
     """The images that `path` stands for: itself, or the NIfTI files in a folder, sorted by name.
 
     In a folder, `x.nii.gz` beside `x_0000.nii.gz` is its mask and left out, as are hidden files.
+    Images of formats that are not read stay in the list; so none is passed over in silence.
 
     Raises:
-        UsageError: no such path, a folder without images, or two images of one name.
+        UsageError: no such path, a file of another format, a folder without images, or two images
+            of one name.
     """
     with listing(path):
+        if path.is_file() and not path.name.lower().endswith(nifti.SUFFIXES):
+            raise UsageError(f"{path} is no .nii or .nii.gz file: convert it to NIfTI")
         if path.is_file():
             return [path]
         if not path.is_dir():
             raise UsageError(f"{path} is no file and no folder: check the path")
-    found = [file for file in list_files(path) if file.name.lower().endswith(nifti.SUFFIXES)]
-    if not found:
-        raise UsageError(f"{path} holds no .nii or .nii.gz file: give a folder of CTs, or one file")
+    files = list_files(path)
+    if not any(file.name.lower().endswith(nifti.SUFFIXES) for file in files):
+        others = ", ".join(sorted({file.suffix for file in files if file.suffix})[:5])
+        kinds = f" (but {others})" if others else ""
+        raise UsageError(
+            f"{path} holds no .nii or .nii.gz file{kinds}: give a folder of CTs in NIfTI, or one"
+        )
+    found = [file for file in files if _SUFFIX.search(file.name)]
     marked = {case_name(file) for file in found if _is_marked(file)}
     images: dict[str, Path] = {}
     for file in found:
@@ -281,4 +291,4 @@ def listing(folder: Path) -> Iterator[None]:
 
 
 def _is_marked(file: Path) -> bool:
-    return re.search(r"_0000\.nii(\.gz)?$", file.name, re.IGNORECASE) is not None
+    return _SUFFIX.sub("", file.name).endswith("_0000")

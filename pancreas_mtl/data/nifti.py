@@ -23,7 +23,7 @@ import numpy.typing as npt
 from nibabel.spatialimages import HeaderDataError
 
 from pancreas_mtl.data.files import atomic_path
-from pancreas_mtl.errors import CaseError
+from pancreas_mtl.errors import CaseError, LackOfMemoryError
 from pancreas_mtl.types import Triple
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -82,7 +82,9 @@ def opened(path: Path) -> Iterator[NiftiFile]:
     except HeaderDataError as error:
         raise _bad(path, f"is no valid NIfTI file ({error})", "convert it again") from None
     except MemoryError:
-        raise _bad(path, "needs more memory than is free", "free memory, or crop it") from None
+        raise LackOfMemoryError(
+            f"{path} needs more memory than is free: free memory, or crop it"
+        ) from None
     except OSError as error:
         raise _bad(path, f"cannot be read ({error.strerror})", "check the file") from None
 

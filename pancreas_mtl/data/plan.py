@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from pancreas_mtl.data.files import UNREADABLE, read_text, reason, write_text
 from pancreas_mtl.data.fingerprint import Fingerprint
 from pancreas_mtl.data.resample import ANISOTROPY_THRESHOLD, target_shape
 from pancreas_mtl.errors import UsageError
@@ -200,7 +201,7 @@ def _batch_size(
 
 def save_plan(plan: Plan, path: Path) -> None:
     """Write `plan.json`, readable and stable."""
-    path.write_text(json.dumps({"schema": SCHEMA, **asdict(plan)}, indent=2) + "\n")
+    write_text(path, json.dumps({"schema": SCHEMA, **asdict(plan)}, indent=2) + "\n")
 
 
 def load_plan(path: Path) -> Plan:
@@ -210,7 +211,7 @@ def load_plan(path: Path) -> Plan:
         UsageError: the file is missing, of another schema, or holds a value out of bounds.
     """
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(read_text(path))
         schema = raw.pop("schema")
         plan = Plan(**{key: _tuples(value) for key, value in raw.items()})
         plan = Plan(**{**vars(plan), "intensity": Intensity(**raw["intensity"])})
@@ -219,8 +220,8 @@ def load_plan(path: Path) -> Plan:
         raise UsageError(
             f"{path}: not found; a bundle holds model.safetensors, plan.json, config.yaml"
         ) from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UsageError(f"{path}: not a plan ({error}); restore it from the run") from error
+    except UNREADABLE as error:
+        raise UsageError(f"{path}: not a plan ({reason(error)}); restore it from the run") from None
     if schema != SCHEMA:
         raise UsageError(f"{path}: plan schema {schema!r}, this version reads {SCHEMA}")
     if bad is not None:
@@ -234,23 +235,33 @@ def _tuples(value: Any) -> Any:
 
 def out_of_bounds(plan: Plan) -> str | None:
     """What of a plan cannot be, so that a hostile or mistaken file is never built."""
-    stages = len(plan.channels)
+    stages, hu = len(plan.channels), plan.intensity
     good = {
-        "channels": 3 <= stages <= 10 and all(1 <= c <= 2048 for c in plan.channels),
+        "channels": 3 <= stages <= 10 and _are_counts(plan.channels, 2048),
         "kernels": len(plan.kernels) == stages and _all_in(plan.kernels, (1, 3, 5, 7)),
         "strides": len(plan.strides) == stages and _all_in(plan.strides, (1, 2, 4)),
-        "patch_size": len(plan.patch_size) == 3 and math.prod(plan.patch_size) <= 512**3,
-        "batch_size": 1 <= plan.batch_size <= 4096,
+        "patch_size": len(plan.patch_size) == 3
+        and _are_counts(plan.patch_size, 4096)
+        and math.prod(plan.patch_size) <= 512**3,
+        "batch_size": _are_counts([plan.batch_size], 4096),
         "spacing_mm": len(plan.spacing_mm) == 3 and all(0.01 < s < 100 for s in plan.spacing_mm),
-        "intensity": plan.intensity.std_hu > 0 and plan.intensity.low_hu < plan.intensity.high_hu,
+        "intensity": 1e-3 <= hu.std_hu <= 1e5
+        and abs(hu.mean_hu) <= 1e5
+        and -1e5 <= hu.low_hu < hu.high_hu <= 1e5,
     }
     for key in good:
         if not good[key]:
-            return f"{key}={getattr(plan, key)} is out of bounds"
+            return f"{key}={str(getattr(plan, key))[:80]} is out of bounds"
+    if plan.strides[0] != (1, 1, 1):
+        return f"strides begin with {plan.strides[0]} instead of (1, 1, 1)"
     divisor = Topology(plan.kernels, plan.strides, plan.patch_size).divisor
-    if any(n < 1 or n % k for n, k in zip(plan.patch_size, divisor, strict=True)):
+    if any(n % k for n, k in zip(plan.patch_size, divisor, strict=True)):
         return f"patch_size={plan.patch_size} is not divisible by the strides {divisor}"
     return None
+
+
+def _are_counts(values: Sequence[Any], most: int) -> bool:
+    return all(type(value) is int and 1 <= value <= most for value in values)
 
 
 def _all_in(triples: Sequence[Triple], allowed: Sequence[int]) -> bool:

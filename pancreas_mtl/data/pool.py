@@ -2,7 +2,8 @@
 
 A worker killed by the system, as happens when memory runs out, breaks a whole process pool. Here
 the unfinished items then go on with half the workers, down to one; an item that kills even a
-single worker becomes a `CaseError`, and the others are done.
+single worker becomes a `CaseError`, and the others are done. Workers that do not answer any more
+are killed by a watchdog, and their items treated alike.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ R = TypeVar("R")
 log = logging.getLogger(__name__)
 
 STALL_S = 600.0  # silence after which a warning says that nothing has finished
+HANG_S = 3600.0  # silence after which the watchdog kills the workers
 LOG_EVERY_S = 15.0  # where there is no terminal for a progress bar
 RAM_SHARE = 0.8  # of the free memory, so that the page cache and other programs keep some
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
@@ -184,10 +186,12 @@ def _in_pool(
                     pending[pool.submit(function, items[index])] = index
                 except BrokenProcessPool:
                     killed.append(index)
+        silent_s = 0.0
         while pending:
             done, _ = wait(pending, timeout=STALL_S, return_when=FIRST_COMPLETED)
+            silent_s = 0.0 if done else silent_s + STALL_S
             if not done:
-                log.warning("no item has finished for %.0f s; interrupt if this is wrong", STALL_S)
+                _watch(pool, silent_s)
             for future in done:
                 index, error = pending.pop(future), future.exception()
                 if isinstance(error, BrokenProcessPool):
@@ -199,6 +203,16 @@ def _in_pool(
     finally:
         pool.shutdown(cancel_futures=True)
     return sorted(killed)
+
+
+def _watch(pool: ProcessPoolExecutor, silent_s: float) -> None:
+    """Warn that nothing finishes, or end it: killed workers break the pool, which is handled."""
+    if silent_s < HANG_S:
+        log.warning("no item has finished for %.0f s; killed after %.0f s", silent_s, HANG_S)
+        return
+    log.warning("no item has finished for %.0f s: the workers are killed", silent_s)
+    for process in list(pool._processes.values()):  # public as kill_workers() from Python 3.14
+        process.kill()
 
 
 @contextmanager
@@ -220,8 +234,8 @@ def _explained(outcome: R | Exception) -> R | Exception:
     """Replace the two forms that a lack of memory takes by an error with a remedy."""
     if isinstance(outcome, BrokenProcessPool):
         return CaseError(
-            "its worker process was killed, most likely because memory ran out: "
-            "free memory, or leave this case out"
+            "its worker process was killed, most likely because memory ran out, or by the "
+            f"watchdog after {HANG_S:.0f} s without an answer: free memory, or leave this case out"
         )
     if isinstance(outcome, MemoryError):
         return CaseError("memory ran out: lower the number of workers, or free memory")

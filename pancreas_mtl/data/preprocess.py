@@ -2,8 +2,9 @@
 
 An entry is two files named by the content of the inputs and of the plan: `<key>.npy`, float16
 `(2, D, H, W)` with the normalised image and its mask (labels are exact in float16), and
-`<key>.json` with the facts and a checksum. Both are written to temporary names and renamed, the
-JSON last; so an entry is there whole or not at all, whoever writes it and whenever they are killed.
+`<key>.json` with the facts and a checksum of both. They are written to temporary names and renamed,
+the JSON last; so an entry is there whole or not at all, whoever writes it and whenever they are
+killed.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,10 +21,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pancreas_mtl.data.files import atomic_path, make_folder, write_text
 from pancreas_mtl.data.images import read_image, read_mask
 from pancreas_mtl.data.pool import map_in_processes
 from pancreas_mtl.data.resample import resample, resample_labels, spline_orders, target_shape
-from pancreas_mtl.errors import CaseError, UsageError
+from pancreas_mtl.errors import CaseError
 from pancreas_mtl.types import (
     UNKNOWN,
     Case,
@@ -94,12 +94,9 @@ def preprocess(
         CaseError: a case cannot be used; the others have been written.
         UsageError: the cache folder cannot be written.
     """
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{cache_dir}: {error.strerror}; give paths.cache=DIR") from error
+    make_folder(cache_dir, "paths.cache")
     one = partial(preprocess_case, plan=plan, cache_dir=cache_dir)
-    found = ((case, _load_entry(case, cache_dir / cache_key(case, plan))) for case in cases)
+    found = ((case, _find_entry(case, plan, cache_dir)) for case in cases)
     done = {case.name: entry for case, entry in found if entry is not None}
     missing = [case for case in cases if case.name not in done]
     failures: list[Exception] = []
@@ -134,6 +131,13 @@ def preprocess_case(case: Case, *, plan: Plan, cache_dir: Path) -> CacheEntry:
     return entry
 
 
+def _find_entry(case: Case, plan: Plan, cache_dir: Path) -> CacheEntry | None:
+    try:
+        return _load_entry(case, cache_dir / cache_key(case, plan))
+    except CaseError:
+        return None  # preprocessing says why
+
+
 def cache_key(case: Case, plan: Plan) -> str:
     """A name from the content of the case's files and of what the plan says of preprocessing."""
     digest = hashlib.blake2b(digest_size=16)
@@ -161,34 +165,21 @@ def _write_entry(case: Case, array: npt.NDArray[np.float16], stem: Path) -> None
         "lesion_vox": int((mask == Label.LESION).sum()),
         "pancreas_at": _sample_coordinates(mask == Label.PANCREAS),
         "lesion_at": _sample_coordinates(mask == Label.LESION),
-        "checksum": _checksum(array),
     }
-    mine = f".{uuid.uuid4().hex}.tmp"
-    array_tmp, facts_tmp = Path(f"{stem}.npy{mine}"), Path(f"{stem}.json{mine}")
-    try:
-        with open(array_tmp, "wb") as file:
-            np.save(file, array)
-        facts_tmp.write_text(json.dumps(facts))
-        os.replace(array_tmp, f"{stem}.npy")
-        os.replace(facts_tmp, f"{stem}.json")
-    except OSError as error:
-        raise CaseError(f"{stem}.npy: {error.strerror}; free space or give paths.cache=DIR") from (
-            error
-        )
-    finally:
-        array_tmp.unlink(missing_ok=True)
-        facts_tmp.unlink(missing_ok=True)
+    with atomic_path(Path(f"{stem}.npy")) as temporary, temporary.open("wb") as file:
+        np.save(file, array)
+    write_text(Path(f"{stem}.json"), json.dumps(facts | {"checksum": _checksum(array, facts)}))
 
 
 def _load_entry(case: Case, stem: Path) -> CacheEntry | None:
-    """The entry if both files are there and the array matches its checksum, else None."""
+    """The entry if both files are there and match their checksum, else None."""
     path = Path(f"{stem}.npy")
     try:
-        facts: dict[str, Any] = json.loads(Path(f"{stem}.json").read_text())
+        facts: dict[str, Any] = json.loads(Path(f"{stem}.json").read_text(encoding="utf-8"))
         array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return None
-    if facts.get("format") != FORMAT or facts.get("checksum") != _checksum(array):
+        if facts.pop("checksum") != _checksum(array, facts) or facts["format"] != FORMAT:
+            return None
+    except (OSError, ValueError, EOFError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     return CacheEntry(
         name=case.name,
@@ -210,8 +201,10 @@ def _sample_coordinates(where: npt.NDArray[np.bool_]) -> list[list[int]]:
     return [[int(d), int(h), int(w)] for d, h, w in found]
 
 
-def _checksum(array: npt.NDArray[Any]) -> str:
-    return hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16).hexdigest()
+def _checksum(array: npt.NDArray[Any], facts: dict[str, Any]) -> str:
+    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _shape3(array: npt.NDArray[Any]) -> Triple:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pancreas_mtl.data.audit import LISTED, AuditReport
+from pancreas_mtl.data.files import reason
 from pancreas_mtl.data.images import case_name, read_image, read_mask, write_mask, write_volume
 from pancreas_mtl.data.pool import map_in_processes
 from pancreas_mtl.errors import CaseError, UsageError
@@ -121,7 +122,7 @@ def write_repaired(
         _write_tables(root, draft, [repair.case for repair in kept])
         os.replace(draft, destination)
     except OSError as error:
-        raise CaseError(f"{destination} cannot be written ({error.strerror}): free space") from None
+        raise CaseError(f"{destination} cannot be written ({reason(error)}): free space") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return repairs

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pancreas_mtl.data.files import atomic_path
+from pancreas_mtl.data.files import UNREADABLE, atomic_path, reason
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluation.results import SCHEMA, Metrics
 from pancreas_mtl.evaluation.task import Task
@@ -58,8 +58,10 @@ def read_cases(path: Path, names: Collection[str]) -> list[Row]:
         if document["schema"] != SCHEMA:
             raise ValueError(f"schema {document['schema']} instead of {SCHEMA}")
         rows = [row for row in document["cases"] if row["name"] in names]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"compare={path}: no metrics.json of this version ({error})") from None
+    except UNREADABLE as error:
+        raise UsageError(
+            f"compare={path}: no metrics.json of this version ({reason(error)}): evaluate again"
+        ) from None
     if not rows:
         raise UsageError(f"compare={path}: shares no case with the references: choose another run")
     return rows

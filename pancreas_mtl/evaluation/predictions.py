@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pancreas_mtl.data.cases import read_subtypes
+from pancreas_mtl.data.files import UNREADABLE, read_csv, reason
 from pancreas_mtl.data.images import case_name
+from pancreas_mtl.data.names import from_cell
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluation.references import masks_by_case
 from pancreas_mtl.types import NUM_SUBTYPES
@@ -93,22 +94,20 @@ def _probabilities(
     sets: dict[str, tuple[int, ...]] = {}
     if not path.exists():
         return probabilities, sets
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        for row in reader:
-            name = case_name(Path(row.get("Names") or ""))
-            try:
-                if name in probabilities:
-                    raise ValueError("a second time")
-                probabilities[name] = _distribution(row)
-                if row.get("conformal_set") is not None:
-                    sets[name] = _members(row["conformal_set"])
-            except (KeyError, TypeError, ValueError):
-                raise UsageError(
-                    f"{path}, line {reader.line_num}: {','.join(map(str, row.values()))}: it must "
-                    "be Names,p0,p1,p2, once a case, with probabilities that sum to 1, and perhaps "
-                    "a conformal_set such as 0|2"
-                ) from None
+    for line, row in read_csv(path)[1]:
+        try:
+            name = case_name(Path(from_cell(row.get("Names") or "")))
+            if name in probabilities:
+                raise ValueError("a second time")
+            probabilities[name] = _distribution(row)
+            if row.get("conformal_set") is not None:
+                sets[name] = _members(row["conformal_set"])
+        except (KeyError, TypeError, ValueError):
+            raise UsageError(
+                f"{path}, line {line}: {','.join(map(str, row.values()))}: it must be "
+                "Names,p0,p1,p2, once a case, with probabilities that sum to 1, and perhaps a "
+                "conformal_set such as 0|2"
+            ) from None
     return probabilities, sets
 
 
@@ -135,5 +134,7 @@ def _images(path: Path) -> dict[str, Path]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         return {case["name"]: Path(case["input"]) for case in record["cases"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} cannot be read ({error}): predict again, or remove it") from None
+    except UNREADABLE as error:
+        raise UsageError(
+            f"{path} cannot be read ({reason(error)}): predict again, or remove it"
+        ) from None

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pancreas_mtl.data.files import atomic_path
+from pancreas_mtl.data.names import to_cell
+from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluation.scoring import REGIONS, MaskScores
 from pancreas_mtl.metrics.intervals import Estimate
 from pancreas_mtl.metrics.lesions import Froc
@@ -172,6 +174,17 @@ class Metrics:
         return asdict(replace(self, cases=[])) | {"cases": [case.as_json() for case in self.cases]}
 
 
+def check_folder(path: Path) -> Path:
+    """Refuse the folder of a training, which has files of the same names.
+
+    Raises:
+        UsageError: it holds a training run.
+    """
+    if (path / "checkpoints").exists() or (path / "bundle").exists():
+        raise UsageError(f"output_dir={path} holds a training run: give another output_dir")
+    return path
+
+
 def write_results(metrics: Metrics, output_dir: Path) -> list[Path]:
     """Write `metrics.json` and `metrics.csv` (a row per case) into a folder that exists.
 
@@ -179,7 +192,7 @@ def write_results(metrics: Metrics, output_dir: Path) -> list[Path]:
         CaseError: the disk is full, or the folder cannot be written to.
     """
     document = write_metrics(metrics, output_dir / "metrics.json")
-    rows = [case.as_json() for case in metrics.cases]
+    rows = [case.as_json() | {"name": to_cell(case.name)} for case in metrics.cases]
     table = output_dir / "metrics.csv"
     with atomic_path(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

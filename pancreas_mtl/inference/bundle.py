@@ -15,17 +15,18 @@ import hashlib
 import math
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pancreas_mtl.data.files import write_text
+from pancreas_mtl.data.files import UNREADABLE, not_written, read_text, reason, write_text
 from pancreas_mtl.data.plan import load_plan, save_plan
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.inference.calibration import Calibration, read_calibration, save_calibration
@@ -52,11 +53,11 @@ class Bundle:
     def mirror_axes(self) -> tuple[int, ...]:
         """Axes along which the network was trained on mirrored patches; without a word, all."""
         named = self.config.get("mirror_axes")
-        if isinstance(named, Sequence):
+        if isinstance(named, (list, tuple)):
             return tuple(axis for axis in MIRROR_AXES if axis in named)
         augment = self.config.get("augment")
-        mirrored = not isinstance(augment, Mapping) or augment.get("flip_p", 0.5) > 0
-        return MIRROR_AXES if mirrored else ()
+        flip_p = augment.get("flip_p") if isinstance(augment, Mapping) else None
+        return () if flip_p == 0 else MIRROR_AXES
 
 
 def save_bundle(
@@ -66,22 +67,34 @@ def save_bundle(
     config: Mapping[str, Any],
     calibration: Calibration | None = None,
 ) -> None:
-    """Write a bundle beside its place and move it there: it is there whole or not at all."""
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    partial.mkdir(parents=True)
+    """Write a bundle beside its place and move it there: it is there whole or not at all.
+
+    Raises:
+        CaseError: the disk is full, or the folder cannot be written to.
+    """
+    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    old = draft.with_suffix(".old")
     try:
+        for leftover in folder.parent.glob(f".{folder.name}.*"):  # of a process that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
+        draft.mkdir(parents=True)
         tensors = {name: t.detach().float().cpu().contiguous() for name, t in weights.items()}
-        save_file(tensors, partial / "model.safetensors")
-        save_plan(plan, partial / "plan.json")
+        (draft / "model.safetensors").write_bytes(save(tensors))
+        save_plan(plan, draft / "plan.json")
         text = yaml.safe_dump({"format": FORMAT, **config}, sort_keys=False)
-        (partial / "config.yaml").write_text(text)
-        save_calibration(partial, calibration or Calibration())
-        save_card(partial)
+        write_text(draft / "config.yaml", text)
+        save_calibration(draft, calibration or Calibration())
+        save_card(draft)
         if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+            folder.rename(old)
+        draft.rename(folder)
+    except OSError as error:
+        raise not_written(folder, error) from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for path in (draft, old):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def find_bundles(path: Path) -> list[Path]:
@@ -116,6 +129,8 @@ def save_card(
 def load_bundle(folder: Path) -> Bundle:
     """Read a bundle and build its network, in evaluation mode on the CPU.
 
+    Nothing is allocated on the word of the plan: the weights have to be there first.
+
     Raises:
         UsageError: a file is missing or damaged, or the bundle is of another version.
     """
@@ -128,15 +143,12 @@ def load_bundle(folder: Path) -> Bundle:
             f"{folder / 'config.yaml'}: bundle format {config.get('format')!r}, this version reads "
             f"{FORMAT}; train again or use the version that wrote it"
         )
-    network = build_network(plan, config.get("model"), folder / "config.yaml")
     weights = _read_weights(folder / "model.safetensors")
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UsageError(
-            f"{folder / 'model.safetensors'}: does not fit plan.json and config.yaml "
-            f"({str(error).splitlines()[-1].strip()}); restore the bundle from its run"
-        ) from error
+    with torch.device("meta"):
+        outline = build_network(plan, config.get("model"), folder / "config.yaml")
+    _check_fit(outline, weights, folder / "model.safetensors")
+    network = build_network(plan, config.get("model"), folder / "config.yaml")
+    network.load_state_dict(weights)
     return Bundle(
         network.eval(), plan, config, read_calibration(folder), digest=bundle_digest(folder)
     )
@@ -148,8 +160,25 @@ def build_network(plan: Plan, model: Any, source: Path) -> MultitaskUNet:
         settings = {key: value for key, value in dict(model).items() if key not in TRAINING_ONLY}
         settings["stages"] = tuple(int(s) for s in settings["stages"])
         return MultitaskUNet(plan, NetworkConfig(**settings))
-    except (TypeError, ValueError, KeyError) as error:
-        raise UsageError(f"{source}: model is not usable ({error})") from error
+    except (*UNREADABLE, RuntimeError, ArithmeticError) as error:
+        raise UsageError(
+            f"{source}: model is not usable ({reason(error)}); restore it from the run"
+        ) from None
+
+
+def _check_fit(outline: MultitaskUNet, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights of another network, or that are not finite."""
+    expected = {name: tuple(tensor.shape) for name, tensor in outline.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise UsageError(
+                f"{path}: does not fit plan.json and config.yaml ({name} is "
+                f"{found.get(name, 'not there')} instead of {expected.get(name, 'not there')}); "
+                "restore the bundle from its run"
+            )
+        if not torch.isfinite(weights[name]).all():
+            raise UsageError(f"{path}: {name} is not finite; restore the bundle from its run")
 
 
 def bundle_digest(folder: Path) -> str:
@@ -165,14 +194,15 @@ def bundle_digest(folder: Path) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(path.read_text())
+        config = yaml.safe_load(read_text(path))
     except FileNotFoundError:
         raise UsageError(f"{path}: not found; is this a bundle?") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{path}: not readable as plain YAML ({reason})") from error
+    except (*UNREADABLE, yaml.YAMLError) as error:
+        raise UsageError(
+            f"{path}: not readable as plain YAML ({reason(error)}); restore it from the run"
+        ) from None
     if not isinstance(config, dict):
-        raise UsageError(f"{path}: not a configuration")
+        raise UsageError(f"{path}: not a configuration; restore it from the run")
     return config
 
 
@@ -182,4 +212,4 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise UsageError(f"{path}: not found; is this a bundle?") from None
     except (OSError, SafetensorError) as error:
-        raise UsageError(f"{path}: damaged ({error}); restore it from the run") from error
+        raise UsageError(f"{path}: damaged ({reason(error)}); restore it from the run") from None

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pancreas_mtl.data.files import UNREADABLE, read_text, reason, write_text
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.types import NUM_SUBTYPES, FloatArray
 
@@ -85,9 +86,7 @@ def conformal_set(
 
 def save_calibration(folder: Path, calibration: Calibration) -> None:
     """Write or replace `calibration.json` of a bundle."""
-    temporary = folder / f".{FILE}.tmp"
-    temporary.write_text(json.dumps(asdict(calibration), indent=2) + "\n")
-    temporary.replace(folder / FILE)
+    write_text(folder / FILE, json.dumps(asdict(calibration), indent=2) + "\n")
 
 
 def read_calibration(folder: Path) -> Calibration:
@@ -100,7 +99,20 @@ def read_calibration(folder: Path) -> Calibration:
     if not path.exists():
         return Calibration()
     try:
-        calibration = Calibration(**json.loads(path.read_text()))
-        return replace(calibration, conformity=tuple(calibration.conformity))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path}: not a calibration ({error}); restore it from the run") from error
+        calibration = Calibration(**json.loads(read_text(path)))
+        calibration = replace(calibration, conformity=tuple(calibration.conformity))
+        _check_bounds(calibration)
+    except UNREADABLE as error:
+        raise UsageError(
+            f"{path}: not a calibration ({reason(error)}); restore it from the run"
+        ) from None
+    return calibration
+
+
+def _check_bounds(calibration: Calibration) -> None:
+    """Raise a ValueError, or a TypeError, for what no fit could have written."""
+    for key in ("subtype_temperature", "mask_temperature"):
+        if not 0.01 <= getattr(calibration, key) <= 100:
+            raise ValueError(f"{key}={getattr(calibration, key)}")
+    if not all(0 <= p <= 1 for p in (calibration.coverage, *calibration.conformity)):
+        raise ValueError("coverage or conformity outside 0 to 1")

@@ -7,12 +7,23 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from pancreas_mtl.data.images import case_name, read_image, write_mask, write_volume
+import torch
+
+from pancreas_mtl.data.checks import intensity_doubts
+from pancreas_mtl.data.images import (
+    case_name,
+    geometry_warnings,
+    read_image,
+    write_mask,
+    write_volume,
+)
+from pancreas_mtl.data.names import name_problem
 from pancreas_mtl.data.pool import progress
-from pancreas_mtl.errors import CaseError
+from pancreas_mtl.errors import CaseError, LackOfMemoryError
 from pancreas_mtl.inference.predictor import Inferred, Predictor
 from pancreas_mtl.inference.writer import CaseRecord, append
 from pancreas_mtl.types import CasePrediction, FloatArray, Volume
@@ -41,7 +52,17 @@ class Source:
 
 def nifti_source(path: Path) -> Source:
     """A NIfTI file; voxels that are not finite are replaced, with a warning in the record."""
-    return Source(case_name(path), path, lambda warn: read_image(path, warn=warn))
+    name = case_name(path)
+    return Source(ascii(name) if name_problem(name) else name, path, partial(_read, path, name))
+
+
+def _read(path: Path, name: str, warn: Warn) -> Volume:
+    if problem := name_problem(name):
+        raise CaseError(f"{str(path)!a}: its name {problem}: rename the file")
+    volume = read_image(path, warn=warn)
+    for problem in geometry_warnings(volume.source):
+        warn(f"{path}: {problem}")
+    return volume
 
 
 def predict_cases(
@@ -64,11 +85,18 @@ def predict_cases(
     def finish(job: _Job) -> None:
         job.finish(predictor, output_dir, after_case)
         records.append(job.record())
-        append(output_dir, records[-1])
+        try:
+            append(output_dir, records[-1])
+        except CaseError as error:  # the case is done; only a run that is killed does it again
+            log.warning("%s", error)
 
     with ThreadPoolExecutor(1) as writer, progress("predict", len(sources)) as advance:
         last: Future[None] | None = None
         for job in _read_ahead(predictor, sources):
+            if job.lacks_memory and last is not None:  # another case had it
+                last.result()
+                job = _Job(job.source)
+                job.prepare(predictor)
             job.infer(predictor)
             if last is not None:
                 last.result()
@@ -103,14 +131,25 @@ class _Job:
         self.seconds: dict[str, float] = {}
         self.warnings: list[str] = []
         self.error: str | None = None
+        self.lacks_memory = False
         self.volume: Volume | None = None
         self.images: list[FloatArray] = []
         self.inferred: Inferred | None = None
         self.prediction: CasePrediction | None = None
 
     def prepare(self, predictor: Predictor) -> None:
-        self.volume = self._stage("read", lambda: self.source.read(self.warnings.append))
+        self.volume = self._stage("read", self._read)
         self.images = self._stage("prepare", lambda: predictor.prepare(_given(self.volume))) or []
+
+    def _read(self) -> Volume:
+        volume = self.source.read(self._warn)
+        for doubt in intensity_doubts(volume.array):
+            self._warn(f"{self.source.path}: {doubt}")
+        return volume
+
+    def _warn(self, message: str) -> None:
+        self.warnings.append(message)
+        log.warning("%s", message)
 
     def infer(self, predictor: Predictor) -> None:
         volume = self.volume
@@ -140,12 +179,17 @@ class _Job:
         try:
             return action()
         except CaseError as error:
-            self.error = str(error)
-        except MemoryError:
-            self.error = f"{self.source.path}: memory ran out during {name}; free memory"
+            what, where = str(error), str(self.source.path)
+            self.error = what if where in what or ascii(where) in what else f"{where}: {what}"
+            self.lacks_memory = isinstance(error, LackOfMemoryError)
         except Exception as error:
-            log.exception("%s: defect during %s", self.source.name, name)
-            self.error = f"{self.source.path}: defect during {name}: {error!r}"
+            self.lacks_memory = _is_lack_of_memory(error)
+            if self.lacks_memory:
+                remedy = "free memory, or crop the image around the pancreas"
+                self.error = f"{self.source.path}: memory ran out during {name}: {remedy}"
+            else:
+                log.exception("%s: defect during %s", self.source.name, name)
+                self.error = f"{self.source.path}: defect during {name}: {error!r}"
         finally:
             self.seconds[name] = round(time.perf_counter() - start_s, 4)
         return None
@@ -171,3 +215,10 @@ def _given(value: T | None) -> T:
     """A stage's input, there because the stages before it succeeded."""
     assert value is not None
     return value
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Whether Python or torch could not allocate what it needed, on whatever device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

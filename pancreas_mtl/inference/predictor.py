@@ -7,6 +7,7 @@ Calling the predictor does all three.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pancreas_mtl.data.pool import free_ram_bytes
 from pancreas_mtl.data.preprocess import prepare_image
-from pancreas_mtl.data.resample import spline_orders
-from pancreas_mtl.errors import CaseError, UsageError
+from pancreas_mtl.data.resample import spline_orders, target_shape
+from pancreas_mtl.errors import CaseError, LackOfMemoryError, UsageError
 from pancreas_mtl.inference.bundle import Bundle, find_bundles, load_bundle
 from pancreas_mtl.inference.calibration import calibrated, conformal_set
 from pancreas_mtl.inference.engines import Precision, make_engine
@@ -35,6 +37,8 @@ from pancreas_mtl.types import (
     TripleMm,
     Volume,
 )
+
+RESAMPLING_BYTES = 8.0  # a voxel, before and after one axis
 
 PresetName = Literal["accurate", "fast"]
 
@@ -93,6 +97,10 @@ class ModelScores:
         """Logits, or probabilities, (C, high - low, h, w) on the CPU."""
         first = min(low, self._seen)
         logits = self.windows.planes(first, high)
+        if not torch.isfinite(logits).all():
+            raise CaseError(
+                "the network's answer is not finite: use precision=fp32, or check the bundle"
+            )
         if self._keeps_logits:
             self.kept.append(logits[:, self._seen - first :].cpu().numpy())
         softened = logits / self._temperature
@@ -205,11 +213,17 @@ class Predictor:
         return self.finish(self.infer(volume, self.prepare(volume)))
 
     def prepare(self, volume: Volume) -> list[FloatArray]:
-        """The image as each model wants it; equal plans share one."""
+        """The image as each model wants it; equal plans share one.
+
+        Raises:
+            CaseError: the image would be too large at a plan's spacing, for the free memory or for
+                any.
+        """
         prepared: dict[object, FloatArray] = {}
         for bundle in self.bundles:
             key = (bundle.plan.intensity, bundle.plan.spacing_mm)
             if key not in prepared:
+                _check_memory(volume, bundle.plan.spacing_mm)
                 prepared[key] = prepare_image(volume, *key)
         return [prepared[(b.plan.intensity, b.plan.spacing_mm)] for b in self.bundles]
 
@@ -277,3 +291,15 @@ class Predictor:
         views = self.engines[model].classify(evidence).softmax(dim=1)  # (V, S)
         mean: FloatArray = views.mean(dim=0).cpu().numpy()
         return mean
+
+
+def _check_memory(volume: Volume, spacing_mm: TripleMm) -> None:
+    """Refuse one case rather than let the system kill them all."""
+    d, h, w = volume.array.shape
+    voxels = max(math.prod(target_shape((d, h, w), volume.spacing_mm, spacing_mm)), d * h * w)
+    needed, free = voxels * RESAMPLING_BYTES, free_ram_bytes()
+    if needed > free:
+        raise LackOfMemoryError(
+            f"needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free: free memory, or "
+            "crop the image around the pancreas"
+        )

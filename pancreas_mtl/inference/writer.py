@@ -6,16 +6,25 @@ end. So a prediction that was killed goes on where it stopped.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from pancreas_mtl.data.files import (
+    UNREADABLE,
+    make_folder,
+    not_written,
+    remove_leftovers,
+    write_csv,
+    write_json,
+    write_text,
+)
+from pancreas_mtl.data.names import name_problem, to_cell
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.inference.maps import MAPS, PREVIEWS
 from pancreas_mtl.inference.predictor import Predictor
@@ -23,6 +32,13 @@ from pancreas_mtl.types import NUM_SUBTYPES
 
 JOURNAL = "journal.jsonl"
 NO_SUBTYPES = "none: no model has a subtype head, so the column Subtype is empty"
+RECORD = "run.json"
+TABLES = ("subtype_results.csv", "subtype_probabilities.csv", RECORD, JOURNAL)
+ANSWERS = (  # of one case, by its name
+    *("{}.nii.gz", "{}.seg.dcm", "{}.sr.dcm"),
+    *(f"{folder}/{{}}.nii.gz" for folder in MAPS),
+    f"{PREVIEWS}/{{}}.png",
+)
 
 
 @dataclass(frozen=True)
@@ -39,58 +55,62 @@ class CaseRecord:
     error: str | None = None
 
 
-def open_output(output_dir: Path, fingerprint: str, *, overwrite: bool) -> list[CaseRecord]:
+def open_output(
+    output_dir: Path, fingerprint: str, *, names: Sequence[str] = (), overwrite: bool
+) -> list[CaseRecord]:
     """Make the folder ready; the cases that an interrupted run with this fingerprint finished.
 
-    To overwrite is to remove what an earlier run left of its cases, so that nothing stale is
-    evaluated with the new ones.
+    With `overwrite`, the answers of the run before go, so that none is taken for one of this run.
+    Files that no prediction wrote are never touched.
+
+    Args:
+        output_dir: made if missing.
+        fingerprint: of models and settings.
+        names: of all cases that are to be predicted.
+        overwrite: start anew where there is a prediction.
 
     Raises:
-        UsageError: the folder holds a finished prediction, or a started one of other models.
+        UsageError: the folder holds a finished prediction, a started one of other models, or a file
+            of another origin under the name of an answer; it cannot be made or written to.
     """
-    journal = output_dir / JOURNAL
-    output_dir.mkdir(parents=True, exist_ok=True)
-    if (output_dir / "run.json").exists() and not overwrite:
+    journal = make_folder(output_dir) / JOURNAL
+    if (output_dir / RECORD).exists() and not overwrite:
+        journal.unlink(missing_ok=True)  # of a process that was killed at its very end
         raise UsageError(
             f"output_dir={output_dir} holds a finished prediction; give another output_dir, or "
             "overwrite=true"
         )
-    if journal.exists() and not overwrite:
-        first, *lines = journal.read_text().splitlines() or [""]
-        if first != fingerprint:
-            raise UsageError(
-                f"output_dir={output_dir} holds a started prediction with other models or "
-                "settings; give another output_dir, or overwrite=true"
-            )
-        return [record for line in lines if (record := _parse(line)) and record.error is None]
-    _remove_cases(output_dir)
-    (output_dir / "run.json").unlink(missing_ok=True)
-    journal.write_text(fingerprint + "\n")
+    started = _read_journal(journal)
+    if started is not None and started.fingerprint != fingerprint and not overwrite:
+        raise UsageError(
+            f"output_dir={output_dir} holds a started prediction with other models or settings; "
+            "give another output_dir, or overwrite=true"
+        )
+    own = _names_of_run(output_dir) | (started.names if started else set())
+    _check_free(output_dir, set(names) - own)
+    remove_leftovers(output_dir)
+    if started is not None and not overwrite:
+        return [record for record in started.records if record.error is None]
+    _remove_answers(output_dir, own)
+    header = {"fingerprint": fingerprint, "names": list(names)}
+    write_text(journal, json.dumps(header) + "\n")
     return []
 
 
-def _remove_cases(output_dir: Path) -> None:
-    """Remove masks, maps and previews of the cases in `run.json` and in the journal."""
-    names: set[str] = set()
-    try:
-        record = json.loads((output_dir / "run.json").read_text())
-        names |= {case["name"] for case in record["cases"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # none, or none of ours
-    if (output_dir / JOURNAL).exists():
-        lines = (output_dir / JOURNAL).read_text().splitlines()
-        names |= {record.name for line in lines if (record := _parse(line))}
-    for name in names:
-        file = f"{Path(name).name}.nii.gz"
-        for path in (output_dir / file, *(output_dir / folder / file for folder in MAPS)):
-            path.unlink(missing_ok=True)
-        (output_dir / PREVIEWS / f"{Path(name).name}.png").unlink(missing_ok=True)
-
-
 def append(output_dir: Path, record: CaseRecord) -> None:
-    """Add one case to the journal."""
-    with (output_dir / JOURNAL).open("a") as file:
-        file.write(json.dumps(asdict(record)) + "\n")
+    """Add one case to the journal, as a whole line or not at all.
+
+    Raises:
+        CaseError: the disk is full.
+    """
+    path = output_dir / JOURNAL
+    size = path.stat().st_size
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(record)) + "\n")
+    except OSError as error:
+        os.truncate(path, size)
+        raise not_written(path, error) from None
 
 
 def close_output(output_dir: Path, records: Sequence[CaseRecord], facts: Mapping[str, Any]) -> None:
@@ -98,20 +118,20 @@ def close_output(output_dir: Path, records: Sequence[CaseRecord], facts: Mapping
     done = sorted((r for r in records if r.error is None), key=lambda r: r.name)
     known = [record for record in done if record.subtype_probabilities]
     sets = ["conformal_set"] if any(r.conformal_set is not None for r in known) else []
-    _write_csv(
+    write_csv(
         output_dir / "subtype_results.csv",
         ["Names", "Subtype"],
-        ([f"{r.name}.nii.gz", _subtype(r.subtype_probabilities)] for r in done),
+        ([_cell(r), _subtype(r.subtype_probabilities)] for r in done),
     )
-    _write_csv(
+    write_csv(
         output_dir / "subtype_probabilities.csv",
         ["Names", *(f"p{s}" for s in range(NUM_SUBTYPES)), *sets],
-        ([f"{r.name}.nii.gz", *_shares(r), *([_set(r)] if sets else [])] for r in known),
+        ([_cell(r), *_shares(r), *([_set(r)] if sets else [])] for r in known),
     )
     failures = [{"name": r.name, "input": r.input, "error": r.error} for r in records if r.error]
     cases = [_without(asdict(r), "error", "subtype_probabilities", "conformal_set") for r in done]
-    text = json.dumps({"schema": 1, **facts, "cases": cases, "failures": failures}, indent=1)
-    _write_text(output_dir / "run.json", text + "\n")
+    record = {"schema": 1, **facts, "cases": cases, "failures": failures}
+    write_json(output_dir / RECORD, record)
     (output_dir / JOURNAL).unlink(missing_ok=True)
 
 
@@ -126,6 +146,10 @@ def run_facts(predictor: Predictor, config: Mapping[str, Any]) -> dict[str, Any]
         "bundles": [bundle.digest for bundle in predictor.bundles],
         "subtypes": "given" if predictor.has_subtypes else NO_SUBTYPES,
     }
+
+
+def _cell(record: CaseRecord) -> str:
+    return to_cell(f"{record.name}.nii.gz")
 
 
 def _subtype(probabilities: tuple[float, ...] | None) -> int | None:
@@ -147,6 +171,57 @@ def read_record(raw: Mapping[str, Any]) -> CaseRecord:
     return CaseRecord(**values)
 
 
+class _Journal(NamedTuple):
+    fingerprint: str
+    names: set[str]  # of all cases that the run meant to predict
+    records: list[CaseRecord]
+
+
+def _read_journal(path: Path) -> _Journal | None:
+    """The whole lines of a journal; None where there is none."""
+    if not path.exists():
+        return None
+    first, *lines = path.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+    records = [record for line in lines if (record := _parse(line))]
+    try:
+        header = json.loads(first)
+        names = {*map(str, header["names"]), *(record.name for record in records)}
+        return _Journal(str(header["fingerprint"]), names, records)
+    except UNREADABLE:
+        return _Journal("", {record.name for record in records}, records)
+
+
+def _names_of_run(output_dir: Path) -> set[str]:
+    """The cases of a finished prediction, none where there is none."""
+    try:
+        record = json.loads((output_dir / RECORD).read_text(encoding="utf-8"))
+        return {str(case["name"]) for key in ("cases", "failures") for case in record[key]}
+    except UNREADABLE:
+        return set()
+
+
+def _answers(output_dir: Path, names: set[str]) -> list[Path]:
+    """What there is of the answers to these cases; a name that leads elsewhere has none."""
+    plain = sorted(name for name in names if not name_problem(name))
+    paths = (output_dir / answer.format(name) for name in plain for answer in ANSWERS)
+    return [path for path in paths if path.exists()]
+
+
+def _check_free(output_dir: Path, names: set[str]) -> None:
+    for path in _answers(output_dir, names):
+        raise UsageError(
+            f"output_dir={output_dir} holds {path.name}, which no prediction wrote; give another "
+            "output_dir"
+        )
+
+
+def _remove_answers(output_dir: Path, names: set[str]) -> None:
+    """Remove what a run before wrote, and nothing else."""
+    tables = [output_dir / name for name in TABLES]
+    for path in (*_answers(output_dir, names), *tables):
+        path.unlink(missing_ok=True)
+
+
 def _parse(line: str) -> CaseRecord | None:
     """A journal's line; None for one that was cut off."""
     try:
@@ -157,18 +232,3 @@ def _parse(line: str) -> CaseRecord | None:
 
 def _without(mapping: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in mapping.items() if key not in keys}
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
-    os.replace(temporary, path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pancreas_mtl.data.cases import EXPECTED, fits, read_cases, read_official_folds
-from pancreas_mtl.data.files import atomic_path
+from pancreas_mtl.data.files import atomic_path, reason
 from pancreas_mtl.data.images import list_files, read_grid, read_mask, write_mask
 from pancreas_mtl.data.pool import map_in_processes
 from pancreas_mtl.errors import CaseError, UsageError
@@ -98,7 +98,7 @@ def convert_dataset(
             _write_nnunet_tables(written, draft)
         _install(draft, destination)
     except OSError as error:
-        raise CaseError(f"{output_dir} cannot be written ({error.strerror}): free space") from None
+        raise CaseError(f"{output_dir} cannot be written ({reason(error)}): free space") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return Conversion(written, left_out, notes + _notes(written, target, output_dir))

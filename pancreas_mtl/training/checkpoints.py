@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint["state_dict"]
     except FileNotFoundError:
         raise UsageError(f"{path}: not found; without it, start anew by overwrite=true") from None
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        reason = " ".join(f"{type(error).__name__} {error}".split())[:80]
+    except Exception as error:  # whatever the bytes of a foreign file make a reader raise
+        what = " ".join(f"{type(error).__name__} {error}".split())[:80]
         raise UsageError(
-            f"{path}: not a checkpoint of this project ({reason}); start anew by overwrite=true"
-        ) from error
+            f"{path}: not a checkpoint of this project ({what}); start anew by overwrite=true"
+        ) from None
     return dict(checkpoint)
 
 

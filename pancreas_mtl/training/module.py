@@ -14,6 +14,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
+from pancreas_mtl.errors import TrainingError
 from pancreas_mtl.inference.windows import predict_windows
 from pancreas_mtl.losses.joint import LossConfig, joint_loss
 from pancreas_mtl.models.network import PARTS, MultitaskUNet, reductions
@@ -37,7 +38,9 @@ class OptimizerConfig:
 
     `rate_scale` multiplies all rates: variants differ in it, whatever rates a budget chooses.
     `encoder_scale` multiplies the encoder's, for warm starts.
-    A step whose gradient is not finite is skipped; `max_skips` in a row stop the training.
+    A step whose gradient is not finite is skipped; more than `max_skips` of them in a row stop the
+    training, and so do more than `max_bad_losses` whose loss is not finite. (With fp16, the first
+    gradients may overflow until their scale is found, so the former is larger.)
     """
 
     lr: float = 1e-3
@@ -51,6 +54,7 @@ class OptimizerConfig:
     clip_norm: float = 5.0
     ema: float = 0.99
     max_skips: int = 20
+    max_bad_losses: int = 3
 
 
 class MultitaskModule(pl.LightningModule):
@@ -90,6 +94,7 @@ class MultitaskModule(pl.LightningModule):
         self._validated: list[ValidationCase] = []
         self.validated: list[ValidationCase] = []  # all cases of the last validation
         self._batch_names: list[str] = []
+        self._loss = torch.zeros(())
         self.skipped: Tensor
         self.register_buffer("skipped", torch.zeros((), dtype=torch.long))
         self._skips_in_a_row = 0
@@ -99,7 +104,7 @@ class MultitaskModule(pl.LightningModule):
         batch = self.augment(batch)
         output = self._forward(batch.image, guide(batch))
         parts = joint_loss(output, batch, self.loss, self._progress())
-        self._batch_names = batch.name
+        self._batch_names, self._loss = batch.name, parts.total.detach()
         for name, value in parts._asdict().items():
             self.log(
                 f"train/{'loss' if name == 'total' else name}",
@@ -144,16 +149,18 @@ class MultitaskModule(pl.LightningModule):
             return
         self.skipped += 1
         self._skips_in_a_row += 1
-        log.warning(
-            "step %d: gradient not finite, step skipped (cases: %s)",
-            self.global_step,
-            ", ".join(self._batch_names),
-        )
         optimizer.zero_grad(set_to_none=True)
-        if self._skips_in_a_row > self.optimizer_config.max_skips:
-            raise FloatingPointError(
-                f"{self._skips_in_a_row} steps in a row had gradients that are not finite, the "
-                f"last with cases {', '.join(self._batch_names)}: lower optimizer.lr, or use "
+        config, cases = self.optimizer_config, ", ".join(self._batch_names)
+        what, most = "gradient", config.max_skips
+        if not torch.isfinite(self._loss):
+            what, most = "loss", config.max_bad_losses
+        log.warning(
+            "step %d: %s not finite, step skipped (cases: %s)", self.global_step, what, cases
+        )
+        if self._skips_in_a_row > most:
+            raise TrainingError(
+                f"{self._skips_in_a_row} steps in a row had a {what} that is not finite, the last "
+                f"with cases {cases}: look at these images, lower optimizer.lr, or use "
                 "trainer.precision=32-true"
             )
 

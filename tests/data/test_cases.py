@@ -115,10 +115,13 @@ def test_nnunet_takes_subtypes_from_its_table(nnunet):
     ("table", "message"),
     [
         ("name,subtype\nother,1\n", r"header \['name', 'subtype'\]: it must be Names,Subtype"),
-        ("Names,Subtype\nother,3\n", "line 2: other with subtype 3: give each name once"),
-        ("Names,Subtype\nother,1\nother,1\n", "line 3: other with subtype 1: give each name once"),
+        ("Names,Subtype\nother,3\n", "line 2: other with subtype 3: give each case's name once"),
+        (
+            "Names,Subtype\nother,1\nother,1\n",
+            "line 3: other with subtype 1 a second time: give",
+        ),
         ("Names,Subtype\notter,1\n", "names otter, which has no image: mend the name"),
-        ("", "header None: it must be Names,Subtype"),
+        ("", "header \\[\\]: it must be Names,Subtype"),
     ],
 )
 def test_nnunet_with_a_bad_table(nnunet, table, message):

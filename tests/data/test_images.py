@@ -317,7 +317,7 @@ def test_images_of_a_folder_leave_out_masks_and_hidden_files(tmp_path):
 
 
 def test_folders_without_usable_images_are_bad_usage(tmp_path):
-    with pytest.raises(UsageError, match=r"holds no \.nii or \.nii\.gz file: give a folder"):
+    with pytest.raises(UsageError, match=r"holds no \.nii or \.nii\.gz file: give a folder of CTs"):
         find_images(tmp_path)
     with pytest.raises(UsageError, match="nowhere is no file and no folder: check the path"):
         find_images(tmp_path / "nowhere")

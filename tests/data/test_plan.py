@@ -105,7 +105,7 @@ def test_file_round_trip(tmp_path, plan):
         ("spacing_mm", [0, 1, 1], "spacing_mm"),
         ("schema", 2, "plan schema 2"),
         ("colour", 1, "not a plan"),
-        ("channels", "many", "not a plan"),
+        ("channels", "many", "channels=many is out of bounds"),
         ("intensity", {"mean_hu": 0}, "not a plan"),
     ],
 )

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from pancreas_mtl.data.files import UNREADABLE, read_text, reason
 from pancreas_mtl.data.images import case_name
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluation.predictions import Prediction, read_predictions
@@ -182,8 +183,8 @@ def _read_json(path: Path) -> Json | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content["cases"], list):
             raise ValueError("cases is no list")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} cannot be read ({error!r}): make it again") from None
+    except UNREADABLE as error:
+        raise UsageError(f"{path} cannot be read ({reason(error)}): make it again") from None
     return content
 
 
@@ -217,7 +218,11 @@ def _config(folder: Path, records: Sequence[Json]) -> Json:
     """The resolved config of a training run, else that of the prediction."""
     path = folder / "bundle" / "config.yaml"
     if path.is_file():
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        try:
+            config = yaml.safe_load(read_text(path))
+        except (*UNREADABLE, yaml.YAMLError) as error:
+            raise UsageError(f"{path} cannot be read ({reason(error)}): restore it") from None
+        return config if isinstance(config, dict) else {}
     return records[0].get("config") or {} if records else {}
 
 
