@@ -5,9 +5,11 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 EXTRAS := dev,openvino,onnx,monai-bundle,dicom,sweep,slurm,tensorboard
 DEMO   := outputs/demo
+SECONDS := 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint types format reference gpu-check bench bench-accuracy clean
+.PHONY: help setup demo test test-fast lint types format reference gpu-check bench bench-accuracy \
+	fuzz advisories licences clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1|/' | \
@@ -41,6 +43,24 @@ test: $(STAMP)  ## the whole test suite
 test-fast: $(STAMP)  ## the tests that take seconds
 	$(BIN)/python -m pytest -n auto -m "not slow"
 
+fuzz: $(STAMP)  ## fuzz every reader of files for SECONDS each, 60 unless given
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[fuzz]'
+	for target in nifti gzipped header plan config weights table dataset journal; do \
+		$(BIN)/python tests/trust/fuzz_by_coverage.py $$target -max_total_time=$(SECONDS) || exit 1; \
+	done
+
+AUDIT := .venv-audit/bin
+$(AUDIT)/pip-audit:
+	$(PYTHON) -m venv .venv-audit
+	$(AUDIT)/python -m pip install --quiet --disable-pip-version-check pip-audit pip-licenses
+
+advisories: $(AUDIT)/pip-audit  ## known vulnerabilities of the pinned packages; fails if PyPI is not reached
+	$(AUDIT)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
+
+licences: $(STAMP) $(AUDIT)/pip-audit  ## licences of all installed packages; fails on one that spreads
+	$(AUDIT)/pip-licenses --python=$(BIN)/python --partial-match \
+		--fail-on='GNU General Public;GPL-2;GPL-3;Affero;AGPL;SSPL;Commons Clause;Noncommercial'
+
 lint: $(STAMP)  ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,8 +72,9 @@ format: $(STAMP)  ## put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-reference: $(STAMP)  ## write docs/reference from docstrings and conf/
+reference: $(STAMP)  ## write docs/reference and docs/errors.md from the code and conf/
 	$(BIN)/python docs/build_reference.py
+	$(BIN)/python docs/build_errors.py
 
 gpu-check: $(STAMP)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu -rs

@@ -1,0 +1,124 @@
+"""What the tests of this folder share: commands in this process, small CTs, a full disk."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import logging
+import resource
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+from pancreas_mtl.inference.bundle import save_bundle
+from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
+from pancreas_mtl.types import Intensity, Plan
+
+AFFINE = np.diag([-1.5, -2.0, 4.0, 1.0])
+MODEL = {"head": "lesion", "stages": [0, 1], "hidden": 8, "dropout": 0.0, "detach_head": False}
+PLAN = Plan(
+    spacing_mm=(4.0, 2.0, 1.5),
+    patch_size=(8, 16, 16),
+    batch_size=2,
+    channels=(4, 4, 4),
+    kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
+    strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)),
+    intensity=Intensity(mean_hu=60.0, std_hu=50.0, low_hu=-100.0, high_hu=250.0),
+)
+
+
+class Finished(NamedTuple):
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def last_line(self) -> str:
+        return self.stderr.strip().splitlines()[-1]
+
+
+def call(module: str, *arguments: object) -> Finished:
+    """Run a command in this process, from a fixture of any scope."""
+    root, out, err = logging.getLogger(), io.StringIO(), io.StringIO()
+    handlers, level = root.handlers[:], root.level
+    main = importlib.import_module(module).main
+    GlobalHydra.instance().clear()
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        patch.setattr(sys, "argv", [module, *map(str, arguments)])
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(err))
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        finally:
+            root.handlers[:] = handlers
+            root.setLevel(level)
+    return Finished(code, out.getvalue(), err.getvalue())
+
+
+class Predicted(NamedTuple):
+    finished: Finished
+    folder: Path
+
+    @property
+    def record(self) -> dict:
+        return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+
+    @property
+    def failures(self) -> dict[str, str]:
+        return {failure["name"]: failure["error"] for failure in self.record["failures"]}
+
+    @property
+    def cases(self) -> dict[str, dict]:
+        return {case["name"]: case for case in self.record["cases"]}
+
+
+def predict(bundle: Path, source: Path, folder: Path, *more: str) -> Predicted:
+    options = ("preset=fast", "device=cpu", "precision=fp32", *more)
+    quoted = [f"{key}='{path}'" for key, path in (("input", source), ("output_dir", folder))]
+    return Predicted(call("predict", f"model={bundle}", *quoted, *options), folder)
+
+
+def write_bundle(folder: Path) -> Path:
+    torch.manual_seed(0)
+    network = MultitaskUNet(PLAN, NetworkConfig(**{**MODEL, "stages": (0, 1)}))
+    save_bundle(folder, network.state_dict(), PLAN, {"model": MODEL})
+    return folder
+
+
+def ct(shape=(10, 9, 6), seed=0) -> np.ndarray:
+    """Voxels (i, j, k) with air, fat and soft tissue, so that no check doubts them."""
+    return np.random.default_rng(seed).choice([-900, -100, 40, 90], shape).astype(np.int16)
+
+
+def save_ct(path: Path, array=None, affine=AFFINE, header=None, klass=nib.Nifti1Image) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(klass(ct() if array is None else array, affine, header), path)
+    return path
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its bytes."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@contextlib.contextmanager
+def largest_file(size: int):
+    """No file of this process may grow beyond `size` bytes, as on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
