@@ -94,7 +94,10 @@ def _probabilities(
     sets: dict[str, tuple[int, ...]] = {}
     if not path.exists():
         return probabilities, sets
-    for line, row in read_csv(path)[1]:
+    header, rows = read_csv(path)
+    if header[:4] != ["Names", "p0", "p1", "p2"]:
+        raise UsageError(f"{path}: header {header}: it must be Names,p0,p1,p2")
+    for line, row in rows:
         try:
             name = case_name(Path(from_cell(row.get("Names") or "")))
             if name in probabilities:

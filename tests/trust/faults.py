@@ -103,7 +103,8 @@ def ct(shape=(10, 9, 6), seed=0) -> np.ndarray:
 
 def save_ct(path: Path, array=None, affine=AFFINE, header=None, klass=nib.Nifti1Image) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(klass(ct() if array is None else array, affine, header), path)
+    array = ct() if array is None else array
+    nib.save(klass(array, affine, header, dtype=array.dtype), path)
     return path
 
 

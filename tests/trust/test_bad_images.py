@@ -61,7 +61,7 @@ BAD = {
     "no-trailer.nii.gz": (GZ[:-8], DAMAGED),
     "checksum.nii.gz": (flipped(GZ, -6), DAMAGED),
     "length.nii.gz": (flipped(GZ, -1), DAMAGED),
-    "stream.nii.gz": (GZ[:100] + bytes(60) + GZ[160:], DAMAGED),
+    "stream.nii.gz": (GZ[:100] + bytes(60) + GZ[160:], "is no valid NIfTI file"),
     "gzip-method.nii.gz": (flipped(GZ, 2), DAMAGED),
     "gzip-twice.nii.gz": (gzip.compress(GZ), "is no valid NIfTI file"),
     "gzip-of-nothing.nii.gz": (gzip.compress(b""), DAMAGED),
