@@ -24,11 +24,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 # The demo's steps are the commands that a user would type. It trains for minutes, not hours.
-DEMO_TRAINING := budget=minutes trainer=cpu sampling.balanced=true paths.cache=$(DEMO)/cache
+DEMO_TRAINING := budget=minutes trainer=cpu paths.cache=$(DEMO)/cache
 
 demo: $(STAMP)  ## phantoms, training, prediction, evaluation, report: at most 15 minutes on 2 cores
 	$(BIN)/python -m pancreas_mtl.phantom output_dir=$(DEMO)/data \
-		num_train=160 num_validation=0 num_test=30 difficulty=easy size=small
+		num_train=280 num_validation=0 num_test=30 difficulty=easy size=small
 	$(BIN)/python train.py experiment=balanced data=quiz data.root=$(DEMO)/data \
 		output_dir=$(DEMO)/run overwrite=true $(DEMO_TRAINING)
 	$(BIN)/python predict.py model=$(DEMO)/run/bundle input=$(DEMO)/data/test \
