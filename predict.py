@@ -12,15 +12,27 @@ from pancreas_mtl.command import command
 from pancreas_mtl.data.files import claimed, make_folder
 from pancreas_mtl.errors import CaseError
 from pancreas_mtl.inference.pipeline import AfterCase, predict_cases
-from pancreas_mtl.inference.writer import close_output, open_output, run_facts
+from pancreas_mtl.inference.shards import Shard, is_done, join_shards
+from pancreas_mtl.inference.writer import CaseRecord, close_output, open_output, run_facts
 
 
 @command("predict")
 def main(config: DictConfig) -> None:
-    """Predict every case of the input that is not done yet; list what failed."""
-    output_dir = Path(config.output_dir)
+    """Predict every case of the input, or of this shard, that is not done yet; list what failed."""
+    output_dir, shard = Path(config.output_dir), build.shard(config)
+    failed: list[CaseRecord] = []
+    if not is_done(output_dir, shard, overwrite=config.overwrite):
+        failed = _predict(config, shard.folder(output_dir), shard)
+    if not join_shards(output_dir, shard.count):
+        print(f"{output_dir}: complete when the other shards are done")
+    if failed:
+        more = f" (and {len(failed) - 1} more in run.json)" if len(failed) > 1 else ""
+        raise CaseError(f"{failed[0].error}{more}")
+
+
+def _predict(config: DictConfig, output_dir: Path, shard: Shard) -> list[CaseRecord]:
     predictor = build.predictor(config)
-    sources = build.sources(config, predictor)
+    sources = shard.take(build.sources(config, predictor))
     facts = run_facts(predictor, build.plain(config))
     fingerprint, names = build.fingerprint_of(facts), [source.name for source in sources]
     after_case = _preview(output_dir) if config.preview else None
@@ -32,9 +44,7 @@ def main(config: DictConfig) -> None:
         close_output(output_dir, records, facts)
     failed = [record for record in records if record.error is not None]
     print(f"{output_dir}: {len(records) - len(failed)} of {len(records)} cases predicted")
-    if failed:
-        more = f" (and {len(failed) - 1} more in run.json)" if len(failed) > 1 else ""
-        raise CaseError(f"{failed[0].error}{more}")
+    return failed
 
 
 def _preview(output_dir: Path) -> AfterCase:

@@ -1,7 +1,8 @@
 """How every command starts and ends: Hydra in front, one readable line and an exit code behind.
 
-Exit codes: 0 all done; 1 some cases failed, or a defect; 2 bad usage or configuration. A defect's
-traceback goes to the command's log file, its one line to the terminal.
+Exit codes: 0 all done; 1 some cases failed, or a defect; 2 bad usage or configuration; 75 a signal
+interrupted it, and the same command goes on. A defect's traceback goes to the command's log file,
+its one line to the terminal.
 """
 
 from __future__ import annotations
@@ -11,27 +12,37 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pancreas_mtl import interruption, multirun
 from pancreas_mtl.configuration import CONF_DIR, did_you_mean, known_keys, unknown_key
 from pancreas_mtl.errors import CaseError, UsageError
 from pancreas_mtl.help import help_text
+from pancreas_mtl.types import Job
 
+EXIT_USAGE = 2
 log = logging.getLogger("pancreas_mtl")
 
 
-def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+def command(
+    config_name: str, *, after_jobs: Callable[[Sequence[Job], Path], str] | None = None
+) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Make a Hydra app of `main(config)`; `config_name` is its primary file in `conf/`.
 
     `main` returns when all went well and raises `UsageError` (exit 2) or `CaseError` (exit 1).
+
+    Args:
+        config_name: the command's configuration.
+        after_jobs: what to say at the end of a multirun, from its jobs and its folder.
     """
 
     def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -46,13 +57,20 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
                 _hydra_app(main, config_name, errors)()
             except (HydraException, OmegaConfBaseException) as error:
                 errors.append(error)
+            except Exception as error:  # of a launcher
+                errors.append(_defect(error))
             except KeyboardInterrupt:
                 _say("interrupted")
                 sys.exit(130)
+            except interruption.Interrupted as stop:
+                _say(f"{stop}; the same command goes on")
+                sys.exit(interruption.EXIT_CODE if is_first_process() else 0)
+            finally:
+                errors += _end_of_jobs(after_jobs)
             for problem in errors:
                 _say(one_line(problem, config_name))
             if errors:
-                sys.exit(1 if any(isinstance(problem, CaseError) for problem in errors) else 2)
+                sys.exit(_exit_code(errors))
 
         return run
 
@@ -62,25 +80,55 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
 def _hydra_app(
     main: Callable[[DictConfig], None], config_name: str, errors: list[Exception]
 ) -> Callable[[], Any]:
-    """The app; what goes wrong in a job is added to `errors`, and the next job goes on."""
+    """The app; what goes wrong is added to `errors`, or told by a job, and the next job goes on."""
 
     @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)
     def app(config: DictConfig) -> None:
+        found: list[Exception] = []
         try:
             if missing := sorted(OmegaConf.missing_keys(config)):
                 raise UsageError(f"{missing[0]} is not set: give {missing[0]}=VALUE")
             if key := unknown_key(config, config_name, _added_keys()):
                 hint = _suggestion(key, known_keys(config_name))
                 raise UsageError(f"{key}: no such key{hint}")
-            main(config)
+            with interruption.interruptible():
+                main(config)
         except (UsageError, CaseError, OmegaConfBaseException) as error:
-            errors.append(error)
+            found.append(error)
         except Exception as error:
-            where = _log_traceback()
-            what = f"defect: {type(error).__name__}: {error} (traceback {where})"
-            errors.append(CaseError(what))
+            found.append(_defect(error))
+        if multirun.is_job():
+            line = one_line(found[0], config_name) if found else None
+            multirun.write_outcome(config, _exit_code(found), line)
+        else:
+            errors.extend(found)
 
     return app
+
+
+def _end_of_jobs(after_jobs: Callable[[Sequence[Job], Path], str] | None) -> list[Exception]:
+    """Sum up the multirun, if there was one; its failed jobs as errors."""
+    errors: list[Exception] = []
+    while multirun.started:
+        jobs, folder = multirun.started[0].outcomes(), multirun.started.pop(0).sweep_dir
+        if after_jobs is not None:
+            print(after_jobs(jobs, folder))
+        for job in jobs:
+            kind = UsageError if job.exit_code == EXIT_USAGE else CaseError
+            if job.exit_code != 0:
+                errors.append(kind(f"job {job.number} ({' '.join(job.overrides)}): {job.error}"))
+    return errors
+
+
+def _exit_code(errors: Sequence[Exception]) -> int:
+    if not errors:
+        return 0
+    return 1 if any(isinstance(error, CaseError) for error in errors) else EXIT_USAGE
+
+
+def _defect(error: Exception) -> CaseError:
+    where = _log_traceback()
+    return CaseError(f"defect: {type(error).__name__}: {error} (traceback {where})")
 
 
 def _log_traceback() -> str:
@@ -117,7 +165,14 @@ def _suggestion(key: str, known: Iterable[str]) -> str:
 
 def _added_keys() -> list[str]:
     """The keys that the command line adds on purpose, by `+KEY=VALUE`."""
-    return [a.lstrip("+").split("=")[0] for a in sys.argv[1:] if a.startswith("+")]
+    said = HydraConfig.get().overrides.task
+    return [line.lstrip("+").split("=")[0] for line in said if line.startswith("+")]
+
+
+def is_first_process() -> bool:
+    """Whether this process is alone or of rank 0, also before any process group exists."""
+    ranks = [os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")]
+    return all(rank == "0" for rank in ranks)
 
 
 def _say(message: str) -> None:

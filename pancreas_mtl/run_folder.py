@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from pancreas_mtl.command import is_first_process
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.training.checkpoints import read_checkpoint
 
@@ -20,6 +20,10 @@ CONTENTS = (
     "metrics.csv",
     "metrics.json",
     "report.html",
+    "run.json",
+    "git.diff",
+    ".hydra",
+    "wandb.json",
     "train.log",
     "bundle",
     "checkpoints",
@@ -48,7 +52,7 @@ def open_run(config: DictConfig, run_dir: Path) -> Path | None:
         run_dir.mkdir(parents=True, exist_ok=True)
         if is_first_process():
             (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
-        log_to(run_dir / "train.log")
+            log_to(run_dir / "train.log")
     except OSError as error:
         raise UsageError(f"output_dir={run_dir}: {error.strerror}; give another one") from error
     return checkpoint
@@ -75,12 +79,6 @@ def _existing_run(config: DictConfig, run_dir: Path) -> Path | None:
         else:
             path.unlink(missing_ok=True)
     return None
-
-
-def is_first_process() -> bool:
-    """Whether this process is alone or of rank 0, also before any process group exists."""
-    ranks = [os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")]
-    return all(rank == "0" for rank in ranks)
 
 
 def log_to(path: Path) -> None:

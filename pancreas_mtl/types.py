@@ -141,6 +141,17 @@ class MultitaskOutput(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Job:
+    """One job of a multirun; `exit_code` is None where it was killed or never started."""
+
+    number: int
+    overrides: tuple[str, ...]
+    output_dir: Path | None
+    exit_code: int | None
+    error: str | None
+
+
+@dataclass(frozen=True)
 class CasePrediction:
     """The answer for one case, in the source's spacing and canonical orientation."""
 

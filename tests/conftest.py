@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +22,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
+from pancreas_mtl.data.files import one_at_a_time
 from pancreas_mtl.data.phantom import write_dataset
 from pancreas_mtl.inference.bundle import save_bundle
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
@@ -191,3 +194,54 @@ def write_series():
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def box_quiz(tmp_path_factory) -> Path:
+    """A dataset in the quiz layout: 12 training cases of 12 x 20 x 20 voxels, boxes in noise."""
+    root = tmp_path_factory.mktemp("boxes") / "data"
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        subtype = number % 3
+        mask = np.zeros((20, 20, 12), np.uint8)
+        mask[4:16, 4:16, 3:10] = 1
+        mask[7:12, 7:12, 5:8] = 2
+        image = rng.normal(20, 20, mask.shape) + 60 * (mask > 0) + 30 * subtype * (mask == 2)
+        folder = root / "train" / f"subtype{subtype}"
+        folder.mkdir(parents=True, exist_ok=True)
+        affine = np.diag([-1.5, -1.5, 3.0, 1.0])
+        name = f"quiz_{subtype}_{number:03d}"
+        nib.save(nib.Nifti1Image(image.astype(np.int16), affine), folder / f"{name}_0000.nii.gz")
+        nib.save(nib.Nifti1Image(mask, affine), folder / f"{name}.nii.gz")
+    return root
+
+
+@pytest.fixture(scope="session")
+def trainings(tmp_path_factory, box_quiz) -> tuple[Path, dict]:
+    """The trainings of trainings.py: their folder, and what each of them did.
+
+    Workers that run tests side by side share them: the first makes them, the others wait.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = "PYTEST_XDIST_WORKER" in os.environ
+    folder = (base.parent if shared else base) / "trainings"
+    folder.mkdir(exist_ok=True)
+    told = folder / "told.json"
+    with one_at_a_time(folder):
+        if not told.exists():
+            told.write_text(_run_trainings(box_quiz, folder))
+    return folder, json.loads(told.read_text())
+
+
+def _run_trainings(data: Path, folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, Path(__file__).parent / "trainings.py", data, folder],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=3000,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.splitlines()[-1]

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "pancreas_mtl"
 # What each part may import of the others; every part may import itself and the bottom.
-BOTTOM = {"types", "errors"}
+BOTTOM = {"types", "errors", "interruption", "provenance"}
 CORE = {"data", "models", "losses", "metrics"}
 ALLOWED = {
     **{part: set() for part in CORE | BOTTOM},
@@ -19,8 +19,10 @@ ALLOWED = {
     "search": {"data"},
     "configuration": set(),
     "help": {"configuration"},
-    "command": {"configuration", "help"},
+    "multirun": set(),
+    "command": {"configuration", "help", "multirun"},
     "run_folder": {"training", "command"},
+    "run_record": {"data", "command"},
 }
 ANYTHING = CORE | {
     "inference",
@@ -32,8 +34,9 @@ ANYTHING = CORE | {
     "command",
     "configuration",
     "run_folder",
+    "run_record",
 }
-HYDRA = {"build", "command", "configuration", "run_folder"}
+HYDRA = {"build", "multirun", "command", "configuration", "run_folder", "run_record"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

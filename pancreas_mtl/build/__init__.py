@@ -10,15 +10,17 @@ from pancreas_mtl.build.data import (
     Dataset,
     Prepared,
     cases,
+    data_facts,
     datamodule,
     dataset,
     origin,
+    plan,
     prepare,
     workers,
 )
 from pancreas_mtl.build.prediction import fingerprint_of, predictor, sources
-from pancreas_mtl.build.settings import check, settings
-from pancreas_mtl.build.training import finish_logging, module, network, trainer
+from pancreas_mtl.build.settings import check, settings, shard
+from pancreas_mtl.build.training import logging_run, module, network, trainer
 from pancreas_mtl.configuration import plain
 
 __all__ = [
@@ -26,17 +28,20 @@ __all__ = [
     "Prepared",
     "cases",
     "check",
+    "data_facts",
     "datamodule",
     "dataset",
     "fingerprint_of",
-    "finish_logging",
+    "logging_run",
     "module",
     "network",
     "origin",
     "plain",
+    "plan",
     "predictor",
     "prepare",
     "settings",
+    "shard",
     "sources",
     "trainer",
     "workers",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
+import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -15,7 +16,7 @@ from pancreas_mtl.build.settings import settings
 from pancreas_mtl.data.audit import audit_cases
 from pancreas_mtl.data.cases import read_cases, read_official_folds
 from pancreas_mtl.data.datamodule import PancreasDataModule, SamplingConfig
-from pancreas_mtl.data.files import write_json
+from pancreas_mtl.data.files import one_at_a_time, write_json
 from pancreas_mtl.data.fingerprint import fingerprint
 from pancreas_mtl.data.phantom import write_dataset
 from pancreas_mtl.data.phantom.dataset import MANIFEST
@@ -105,19 +106,28 @@ def prepare(config: DictConfig, found: Dataset, run_dir: Path) -> Prepared:
     Only one process of a run works at a time: the first one does it, the others find it done.
     """
     train, validation = found.part(found.split.train), found.part(found.split.validation)
-    with _one_at_a_time(run_dir):
-        save_splits(found.splits, run_dir / "splits.json")
-        plan_path = run_dir / "plan.json"
-        if not plan_path.exists():
-            if config.audit:
-                _audit(list(found.cases.values()), run_dir, workers(config))
-            save_plan(_plan(config, train), plan_path)
-        plan = load_plan(plan_path)
+    chosen = plan(config, found, run_dir)
+    with one_at_a_time(run_dir):
         cache_dir = Path(config.paths.cache)
         wanted = {case.name: case for case in [*train, *validation]}
-        made = preprocess(list(wanted.values()), plan, cache_dir, workers=workers(config))
+        made = preprocess(list(wanted.values()), chosen, cache_dir, workers=workers(config))
     entries = dict(zip(wanted, made, strict=True))
-    return Prepared(plan, [entries[c.name] for c in train], [entries[c.name] for c in validation])
+    return Prepared(chosen, [entries[c.name] for c in train], [entries[c.name] for c in validation])
+
+
+def plan(config: DictConfig, found: Dataset, run_dir: Path) -> Plan:
+    """The plan in the folder; it is made first, from the training cases, unless it is there.
+
+    Only one process makes it, the others wait for it.
+    """
+    path = run_dir / "plan.json"
+    with one_at_a_time(run_dir):
+        save_splits(found.splits, run_dir / "splits.json")
+        if not path.exists():
+            if config.audit:
+                _audit(list(found.cases.values()), run_dir, workers(config))
+            save_plan(_plan(config, found.part(found.split.train)), path)
+        return load_plan(path)
 
 
 def _plan(config: DictConfig, train: list[Case]) -> Plan:
@@ -151,6 +161,19 @@ def _few_cases(split: Split, count: int) -> Split:
     return Split(few, few)
 
 
+def data_facts(config: DictConfig, prepared: Prepared) -> dict[str, Any]:
+    """What a run's record says of its data; the fingerprint is of the files' very contents."""
+    entries = [*prepared.train, *prepared.validation]
+    contents = sorted([entry.name, entry.path.stem, str(entry.subtype)] for entry in entries)
+    digest = hashlib.blake2b(json.dumps(contents).encode(), digest_size=16)
+    return {
+        "layout": config.data.layout,
+        "root": str(Path(config.data.root).absolute()),
+        "cases": {"train": len(prepared.train), "validation": len(prepared.validation)},
+        "fingerprint": digest.hexdigest(),
+    }
+
+
 def _official_folds(data: DictConfig) -> list[tuple[list[str], list[str]]] | None:
     return None if data.layout == "phantom" else read_official_folds(data.layout, Path(data.root))
 
@@ -166,10 +189,3 @@ def _audit(cases: Sequence[Case], run_dir: Path, workers: int) -> None:
             f"audit: {first.case}: {first.message}{more}; mend a copy by "
             "python -m pancreas_mtl.audit fix=true, or go on with audit=false"
         )
-
-
-@contextmanager
-def _one_at_a_time(run_dir: Path) -> Iterator[None]:
-    with (run_dir / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -19,6 +19,7 @@ from pancreas_mtl.data.datamodule import SamplingConfig
 from pancreas_mtl.data.plan import PlanConfig
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluation.task import Task
+from pancreas_mtl.inference.shards import Shard
 from pancreas_mtl.losses.joint import LossConfig
 from pancreas_mtl.metrics.score import selection_score
 from pancreas_mtl.models.classifiers import HEADS
@@ -69,6 +70,11 @@ def settings(kind: type[Settings], config: DictConfig, section: str) -> Settings
 
 def _names(kind: type | None) -> set[str]:
     return {field.name for field in fields(kind)} if kind else set()
+
+
+def shard(config: DictConfig) -> Shard:
+    """Which part of the cases this process takes."""
+    return settings(Shard, config, "shard")
 
 
 def check(config: DictConfig) -> None:

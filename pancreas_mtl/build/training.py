@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -10,10 +12,9 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import (
     Callback,
-    EarlyStopping,
     ModelCheckpoint,
 )
-from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 
 from pancreas_mtl.build.settings import settings
@@ -21,9 +22,19 @@ from pancreas_mtl.configuration import plain
 from pancreas_mtl.data.augment import Augment, AugmentConfig
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.inference.engines import cpu_has_bf16
+from pancreas_mtl.interruption import Interrupted
 from pancreas_mtl.losses.joint import LossConfig
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
+from pancreas_mtl.provenance import code_state
 from pancreas_mtl.training.callbacks import CollapseDetector, History
+from pancreas_mtl.training.checkpoints import checkpoint_step
+from pancreas_mtl.training.last_checkpoint import (
+    AtomicCheckpointIO,
+    LastCheckpoint,
+    ResumableEarlyStopping,
+    quiet_about_resuming,
+)
+from pancreas_mtl.training.loggers import ResumableWandbLogger
 from pancreas_mtl.training.module import MultitaskModule, OptimizerConfig
 from pancreas_mtl.training.pictures import PictureConfig, Pictures
 from pancreas_mtl.training.progress import ProgressBar, ProgressLog
@@ -60,6 +71,7 @@ def module(config: DictConfig, plan: Plan) -> MultitaskModule:
 
 def trainer(config: DictConfig, run_dir: Path) -> pl.Trainer:
     """The Lightning trainer; `config.trainer` holds its arguments by their own names."""
+    quiet_about_resuming()
     arguments = plain(config.trainer)
     if arguments["precision"] == "auto":
         arguments["precision"] = auto_precision(arguments["accelerator"])
@@ -70,6 +82,7 @@ def trainer(config: DictConfig, run_dir: Path) -> pl.Trainer:
         return pl.Trainer(
             **arguments,
             default_root_dir=run_dir,
+            plugins=[AtomicCheckpointIO()],
             callbacks=callbacks(config, run_dir, progress_bar=arguments["enable_progress_bar"]),
             logger=loggers(config, run_dir),
             gradient_clip_val=config.optimizer.clip_norm,
@@ -77,7 +90,6 @@ def trainer(config: DictConfig, run_dir: Path) -> pl.Trainer:
             reload_dataloaders_every_n_epochs=1,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
-            log_every_n_steps=10,
             enable_model_summary=False,
         )
     except (TypeError, ValueError, RuntimeError) as error:
@@ -114,10 +126,10 @@ def callbacks(config: DictConfig, run_dir: Path, *, progress_bar: bool) -> list[
             filename="best",
             monitor=SCORE,
             mode="max",
-            save_last=True,
             enable_version_counter=False,
         ),
-        EarlyStopping(monitor=SCORE, mode="max", patience=config.patience),
+        LastCheckpoint(run_dir / "checkpoints" / "last.ckpt"),
+        ResumableEarlyStopping(monitor=SCORE, mode="max", patience=config.patience),
         Pictures(run_dir, settings(PictureConfig, config, "pictures")),
         ProgressBar() if progress_bar else ProgressLog(),
     ]
@@ -129,27 +141,45 @@ def loggers(config: DictConfig, run_dir: Path) -> list[Logger] | bool:
     if config.logger.wandb:
         chosen.append(_wandb(config, run_dir))
     if config.logger.tensorboard:
-        chosen.append(TensorBoardLogger(run_dir, name=None, version="tensorboard"))
+        step = checkpoint_step(run_dir / "checkpoints" / "last.ckpt") if config.resume else None
+        chosen.append(TensorBoardLogger(run_dir, name=None, version="tensorboard", purge_step=step))
     return chosen or False
 
 
-def _wandb(config: DictConfig, run_dir: Path) -> WandbLogger:
+def _wandb(config: DictConfig, run_dir: Path) -> ResumableWandbLogger:
     options = plain(config.logger.wandb)
     if options["mode"] not in ("online", "offline", "disabled"):
         raise UsageError(f"logger.wandb.mode={options['mode']}: online, offline or disabled")
-    return WandbLogger(
+    tags = [str(config.experiment), f"fold{config.fold}", f"seed{config.seed}", code_state().label]
+    return ResumableWandbLogger(
+        run_dir / "wandb.json",
         save_dir=run_dir,
-        name=f"{config.experiment}-fold{config.fold}-seed{config.seed}",
+        name="-".join(tags[:3]),
         group=str(config.experiment),
-        tags=[str(config.experiment), f"fold{config.fold}", f"seed{config.seed}"],
+        tags=tags,
         config=plain(config),
         **options,
     )
 
 
-def finish_logging(config: DictConfig) -> None:
-    """End the job's wandb run, so that the next job of a multirun gets one of its own."""
-    if config.logger.wandb:
-        import wandb  # which reports to its makers, so only where it is asked for
+@contextmanager
+def logging_run(config: DictConfig) -> Iterator[None]:
+    """End the job's wandb run after the block, so that the next job gets one of its own.
 
-        wandb.finish()
+    After a failure the run is marked as failed, after an interruption as preempted.
+    """
+    if not config.logger.wandb:
+        yield
+        return
+    import wandb  # which reports to its makers, so only where it is asked for
+
+    exit_code = 1
+    try:
+        yield
+        exit_code = 0
+    except Interrupted:
+        if wandb.run is not None:
+            wandb.run.mark_preempting()
+        raise
+    finally:
+        wandb.finish(exit_code=exit_code)

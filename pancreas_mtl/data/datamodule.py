@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytorch_lightning as pl
+import torch
 from torch.utils.data import DataLoader, Subset
 
 from pancreas_mtl.data.patches import CaseDataset, PatchDataset, PatchSampler
@@ -27,6 +29,13 @@ class SamplingConfig:
     read_margin: float = 1.2
     workers: int = 2
     validation_cases: int = 0
+
+
+class Position(NamedTuple):
+    """A place in the sequence of batches."""
+
+    epoch: int = 0
+    batches: int = 0
 
 
 class PancreasDataModule(pl.LightningDataModule):
@@ -58,6 +67,22 @@ class PancreasDataModule(pl.LightningDataModule):
         self.batch_size = batch_size
         self.seed = seed
         self.config = config
+        self.position = Position()
+
+    def state_dict(self) -> dict[str, int]:
+        """Where a checkpoint stands: the epoch, and how many of its batches are done."""
+        assert self.trainer is not None
+        position = Position(self.trainer.current_epoch, self.trainer.fit_loop.batch_idx + 1)
+        return position._asdict()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on from there: the first batches of that epoch are not read again."""
+        self.position = Position(**state_dict)
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """What is random in a step (dropout) follows from its patches, so a resume repeats it."""
+        torch.manual_seed(int(batch.seed[0]))
+        return batch
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Patches of one epoch; made anew each epoch, since the epoch decides what is drawn."""
@@ -72,7 +97,9 @@ class PancreasDataModule(pl.LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
-        sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        first_batch = self.position.batches if epoch == self.position.epoch else 0
+        sampler.set_epoch(epoch, first_batch=first_batch)
         size = read_size(self.patch_size, self.config.read_margin)
         return DataLoader(
             PatchDataset(self.train_entries, read_size=size),

@@ -62,13 +62,14 @@ class PatchSampler(Sampler[list[PatchRequest]]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self.first_batch = 0
 
     def __len__(self) -> int:
         """Batches per epoch and rank."""
         return self.steps
 
     def __iter__(self) -> Iterator[list[PatchRequest]]:
-        """The batches of `self.epoch`; call `set_epoch` before."""
+        """The batches of `self.epoch` from `self.first_batch` on; call `set_epoch` before."""
         rng = np.random.default_rng([self.seed, self.epoch])
         total = self.steps * self.batch_size * self.world_size
         cases = self._draw_cases(total, rng)
@@ -79,12 +80,13 @@ class PatchSampler(Sampler[list[PatchRequest]]):
             for case, u, seed in zip(cases, draw, seeds, strict=True)
         ]
         mine = requests[self.rank :: self.world_size]
-        for start in range(0, len(mine), self.batch_size):
+        for start in range(self.first_batch * self.batch_size, len(mine), self.batch_size):
             yield mine[start : start + self.batch_size]
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration draws."""
+    def set_epoch(self, epoch: int, *, first_batch: int = 0) -> None:
+        """Choose the epoch that the next iteration draws, and where in it a resumed run begins."""
         self.epoch = epoch
+        self.first_batch = first_batch
 
     def _focus(self, u: float) -> Label:
         if u < self.lesion_share:

@@ -29,7 +29,9 @@ class History(Callback):
         if trainer.sanity_checking:
             return
         row = {"epoch": float(trainer.current_epoch), "step": float(trainer.global_step)}
-        row |= {k: float(v) for k, v in trainer.callback_metrics.items() if not k.endswith("_step")}
+        for name, value in trainer.callback_metrics.items():
+            if not name.endswith("_step"):
+                row[name.removesuffix("_epoch")] = float(value)
         self.rows = [*(r for r in self.rows if r["epoch"] < row["epoch"]), row]
         if trainer.is_global_zero:
             self._write()
@@ -63,16 +65,27 @@ class CollapseDetector(Callback):
         self.patience = patience
         self.epochs = 0
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count the epochs in which one class was predicted."""
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count the validations in a row in which one class was predicted."""
         classes = trainer.callback_metrics.get("val/classes_predicted")
         if classes is None:
             return
         self.epochs = self.epochs + 1 if classes <= 1 else 0
-        pl_module.log("val/collapsed", float(self.epochs >= self.patience))
         if self.epochs == self.patience:
             log.warning(
                 "the classifier has predicted one subtype for every case in %d epochs in a row: "
                 "raise loss.subtype_weight or optimizer.head_lr, or try sampling.balanced=true",
                 self.epochs,
             )
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the verdict on the last validation."""
+        pl_module.log("val/collapsed", float(self.epochs >= self.patience))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epochs counted so far."""
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.epochs = int(state_dict["epochs"])

@@ -32,6 +32,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return dict(checkpoint)
 
 
+def checkpoint_step(path: Path) -> int:
+    """The optimiser steps behind a checkpoint; 0 where there is none."""
+    return int(read_checkpoint(path)["global_step"]) if path.exists() else 0
+
+
 def averaged_weights(path: Path) -> dict[str, Tensor]:
     """The network's moving average from a checkpoint, by the network's own names."""
     state: dict[str, Tensor] = read_checkpoint(path)["state_dict"]

@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
+from torchmetrics import MeanMetric
 
 from pancreas_mtl.errors import TrainingError
 from pancreas_mtl.inference.windows import predict_windows
-from pancreas_mtl.losses.joint import LossConfig, joint_loss
+from pancreas_mtl.losses.joint import LossConfig, LossParts, joint_loss
 from pancreas_mtl.models.network import PARTS, MultitaskUNet, reductions
 from pancreas_mtl.training.schedules import Decay, ema_decay, learning_rate_factor
 from pancreas_mtl.training.validation import (
@@ -98,6 +99,12 @@ class MultitaskModule(pl.LightningModule):
         self.skipped: Tensor
         self.register_buffer("skipped", torch.zeros((), dtype=torch.long))
         self._skips_in_a_row = 0
+        self.epoch_means = torch.nn.ModuleDict({name: _epoch_mean() for name in LossParts._fields})
+
+    def on_train_epoch_start(self) -> None:
+        """Begin the means; an epoch that is resumed goes on with those of its checkpoint."""
+        for mean in self.epoch_means.values():
+            cast("MeanMetric", mean).reset()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The joint loss of one batch of patches."""
@@ -105,15 +112,7 @@ class MultitaskModule(pl.LightningModule):
         output = self._forward(batch.image, guide(batch))
         parts = joint_loss(output, batch, self.loss, self._progress())
         self._batch_names, self._loss = batch.name, parts.total.detach()
-        for name, value in parts._asdict().items():
-            self.log(
-                f"train/{'loss' if name == 'total' else name}",
-                value.detach(),
-                prog_bar=name != "total",
-                on_step=True,
-                on_epoch=True,
-                batch_size=len(batch.name),
-            )
+        self._log_losses(parts, len(batch.name))
         return parts.total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Validated:
@@ -171,11 +170,26 @@ class MultitaskModule(pl.LightningModule):
         if scaler := getattr(self.trainer.precision_plugin, "scaler", None):
             self.log("train/loss_scale", scaler.get_scale())
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Move the averaged weights, unless the step was skipped."""
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then move the averaged weights, unless the step was skipped.
+
+        Here and not at the batch's end, which comes after a checkpoint of this step.
+        """
+        super().optimizer_step(*args, **kwargs)
         if self._skips_in_a_row == 0:
             self.averaged.update_parameters(self.network)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Count the skipped steps."""
         self.log("train/skipped_steps", self.skipped.float())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what is neither weight nor buffer."""
+        checkpoint["skips_in_a_row"] = self._skips_in_a_row
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with it."""
+        self._skips_in_a_row = checkpoint["skips_in_a_row"]
 
     def configure_optimizers(self) -> Any:
         """AdamW with a group for each part of the network, and the schedule per step."""
@@ -190,6 +204,15 @@ class MultitaskModule(pl.LightningModule):
 
         schedule = LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _log_losses(self, parts: LossParts, batch_size: int) -> None:
+        """Each part per step and, as `_epoch`, its mean over the epoch, which checkpoints keep."""
+        for name, value in parts._asdict().items():
+            key = f"train/{'loss' if name == 'total' else name}"
+            mean = cast("MeanMetric", self.epoch_means[name])
+            mean.update(value.detach(), weight=batch_size)
+            self.log(f"{key}_step", value.detach(), prog_bar=name != "total")
+            self.log(f"{key}_epoch", mean, on_step=False, on_epoch=True, batch_size=batch_size)
 
     def _progress(self) -> float:
         return self.global_step / max(1, int(self.trainer.estimated_stepping_batches))
@@ -221,6 +244,12 @@ def parameter_groups(network: MultitaskUNet, config: OptimizerConfig) -> list[di
                 }
             )
     return groups
+
+
+def _epoch_mean() -> MeanMetric:
+    mean = MeanMetric(nan_strategy="disable")  # looking for NaN would wait for the device
+    mean.persistent(mode=True)
+    return mean
 
 
 def guide(batch: Batch) -> Tensor:

@@ -1,4 +1,6 @@
 import json
+import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,3 +101,23 @@ def test_normalise_clips_then_standardises():
 
 def _with_spacing(plan, spacing_mm):
     return type(plan)(**{**vars(plan), "spacing_mm": spacing_mm})
+
+
+def test_shards_that_meet_in_one_cache_agree(case, plan, tmp_path):
+    cases = [replace(case, name=f"copy{n}") for n in range(4)]
+    found = {}
+
+    def shard(index):
+        found[index] = preprocess(cases, plan, tmp_path / "cache", workers=1)
+
+    threads = [threading.Thread(target=shard, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert {entry.path for entries in found.values() for entry in entries} == {found[0][0].path}
+    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".json", ".npy"]
+    (tmp_path / "alone").mkdir()
+    alone = preprocess_case(case, plan=plan, cache_dir=tmp_path / "alone")
+    assert np.array_equal(found[3][3].open(), alone.open())

@@ -64,11 +64,20 @@ def test_collapse_is_warned_of_once_after_its_patience(caplog):
     logged = {}
     module = SimpleNamespace(log=lambda name, value: logged.update({name: value}))
     detector = CollapseDetector(patience=2)
+
+    def validate(classes):
+        of_epoch = trainer(0, {"val/classes_predicted": classes})
+        detector.on_validation_end(of_epoch, module)
+        detector.on_train_epoch_end(of_epoch, module)
+
     for classes in (1.0, 2.0, 1.0, 1.0, 1.0):
-        detector.on_validation_epoch_end(trainer(0, {"val/classes_predicted": classes}), module)
+        validate(classes)
     assert caplog.text.count("one subtype for every case") == 1
     assert logged["val/collapsed"] == 1
-    detector.on_validation_epoch_end(trainer(0, {"val/classes_predicted": 3.0}), module)
+    resumed = CollapseDetector(patience=2)
+    resumed.load_state_dict(detector.state_dict())
+    assert resumed.epochs == 3
+    validate(3.0)
     assert logged["val/collapsed"] == 0
 
 

@@ -1,0 +1,100 @@
+"""What a run's folder tells of where the run comes from, and that it can be repeated from it."""
+
+import json
+import subprocess
+
+import pytest
+from omegaconf import OmegaConf
+
+from pancreas_mtl.provenance import code_state, package_versions
+from pancreas_mtl.run_record import goes_on, is_finished, note, read_record, recorded
+
+
+def config(**changes):
+    values = {
+        "experiment": "balanced",
+        "fold": 0,
+        "seed": 1,
+        "lr": 0.1,
+        "resume": False,
+        "overwrite": False,
+        "trainer": {"devices": 1},
+    }
+    return OmegaConf.create(values | changes)
+
+
+def test_a_record_tells_how_the_run_was_made_and_how_it_ended(tmp_path):
+    with recorded(config(), tmp_path):
+        assert read_record(tmp_path)["status"] == "running"
+        note(tmp_path, data={"fingerprint": "abc"})
+    record = read_record(tmp_path)
+    assert record["status"] == "finished"
+    assert record["seed"] == 1
+    assert record["packages"]["torch"]
+    assert record["data"] == {"fingerprint": "abc"}
+    assert (tmp_path / "git.diff").exists()
+
+
+def test_a_failure_is_recorded_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match="two"), recorded(config(), tmp_path):
+        raise ValueError("two\nlines")
+    assert read_record(tmp_path)["status"] == "failed"
+    assert read_record(tmp_path)["error"] == "ValueError: two lines"
+
+
+def test_the_same_run_is_known_whatever_its_bookkeeping(tmp_path):
+    with recorded(config(), tmp_path):
+        pass
+    assert is_finished(config(resume=True), tmp_path)
+    assert not is_finished(config(lr=0.2), tmp_path)
+
+
+def test_an_interrupted_run_goes_on_by_the_same_command(tmp_path, monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert not goes_on(config(), tmp_path)
+    with recorded(config(), tmp_path):
+        note(tmp_path, status="interrupted")
+        assert goes_on(config(), tmp_path)
+        assert not goes_on(config(lr=0.2), tmp_path)
+        assert not goes_on(config(trainer={"devices": 2}), tmp_path)
+    assert not goes_on(config(), tmp_path)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert goes_on(config(trainer={"devices": 2}), tmp_path)
+
+
+def test_code_that_has_changed_is_told_by_its_diff(tmp_path):
+    def git(*arguments):
+        subprocess.run(["git", "-C", tmp_path, *arguments], check=True, capture_output=True)
+
+    assert code_state(tmp_path).label == "unversioned"
+    git("init")
+    (tmp_path / "a.py").write_text("one\n")
+    git("add", ".")
+    git("-c", "user.name=n", "-c", "user.email=e@x", "commit", "-m", "m")
+    clean = code_state(tmp_path)
+    assert clean.diff == ""
+    assert clean.label == clean.revision[:7]
+    (tmp_path / "a.py").write_text("two\n")
+    (tmp_path / "b.py").touch()
+    changed = code_state(tmp_path)
+    assert "-one\n+two" in changed.diff
+    assert changed.untracked == ("b.py",)
+    assert changed.label == f"{clean.label}-dirty"
+
+
+def test_packages_are_all_that_is_installed():
+    versions = package_versions()
+    assert versions["pytest"] == pytest.__version__
+    assert list(versions) == sorted(versions, key=str.lower)
+
+
+@pytest.mark.slow
+def test_the_folder_repeats_its_run_bit_for_bit(trainings):
+    folder, did = trainings
+    assert did["repeated"]["code"] == 0, (folder / "repeated.log").read_text()[-3000:]
+    assert did["repeated"]["steps"] == did["calm"]["steps"]
+    weights = [(folder / run / "bundle" / "model.safetensors") for run in ("calm", "repeated")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    records = [json.loads((folder / run / "run.json").read_text()) for run in ("calm", "repeated")]
+    assert records[0]["data"] == records[1]["data"]
+    assert records[0]["config"] == records[1]["config"]

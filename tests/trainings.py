@@ -1,0 +1,214 @@
+"""Real trainings for the tests of runs: killed, interrupted, distributed, several in one command.
+
+A program that imports everything once and forks a process for each training, so that a training
+costs what it trains. A process tells every step and its loss through a pipe.
+Usage: trainings.py DATA FOLDER [NAME...]; prints what each of the trainings did as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import struct
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+import train
+from pancreas_mtl.training.module import MultitaskModule
+
+NAMES = ("calm", "disturbed", "repeated", "multirun", "alone", "together", "one_rank_hears")
+STEP = struct.Struct("qd")
+EPOCHS, STEPS_PER_EPOCH = 4, 4
+KILLS = [signal.SIGKILL] * 10 + [signal.SIGTERM, signal.SIGUSR1]
+OVERRIDES = [
+    "data=quiz",
+    "plan=small",
+    "plan.base_channels=4",
+    "plan.patch_size=[8,16,16]",
+    "plan.batch_size=2",
+    "trainer.accelerator=cpu",
+    "trainer.precision=32-true",
+    f"trainer.max_epochs={EPOCHS}",
+    "trainer.log_every_n_steps=1",
+    f"sampling.steps_per_epoch={STEPS_PER_EPOCH}",
+    "sampling.workers=0",
+    "audit=false",
+    "pictures.every=0",
+    "workers=1",
+]
+
+
+class Process(NamedTuple):
+    """A training that runs: its process, and the pipe that tells its steps."""
+
+    number: int
+    pipe: int
+
+
+def start(arguments: list[str], log: Path, *, finish: bool = False, **environment: str) -> Process:
+    """Fork a training; without `finish` it ends with its bundle: reports are tested elsewhere."""
+    receive, send = os.pipe()
+    number = os.fork()
+    if number:
+        os.close(send)
+        return Process(number, receive)
+    code = 99
+    try:
+        os.environ |= environment
+        with log.open("a") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        tell_steps(send)
+        if not finish:
+            train.finish_run = lambda run_dir, *rest, **options: run_dir
+        sys.argv = ["train.py", *arguments]
+        train.main()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def tell_steps(pipe: int) -> None:
+    step = MultitaskModule.training_step
+
+    def told(self, batch, batch_idx):
+        loss = step(self, batch, batch_idx)
+        os.write(pipe, STEP.pack(self.global_step, loss.item()))
+        return loss
+
+    MultitaskModule.training_step = told
+
+
+def watch(process: Process, *, steps: int = 0, delay_s: float = 0.0, signum: int = 0) -> dict:
+    """Let it run to its end, or for some steps and a moment until the signal; what it did."""
+    told: list[tuple[int, float]] = []
+    while (not signum or len(told) < steps) and (data := os.read(process.pipe, STEP.size)):
+        told.append(STEP.unpack(data))
+    if signum:
+        time.sleep(delay_s)
+        os.kill(process.number, signum)
+    while data := os.read(process.pipe, STEP.size):
+        told.append(STEP.unpack(data))
+    _, status = os.waitpid(process.number, 0)
+    os.close(process.pipe)
+    return {"code": os.waitstatus_to_exitcode(status), "signal": int(signum), "steps": told}
+
+
+class Trainings:
+    """The trainings by name, in `folder`."""
+
+    def __init__(self, data: str, folder: Path) -> None:
+        self.folder = folder
+        self.common = [
+            *OVERRIDES,
+            f"data.root={data}",
+            f"paths.outputs={folder / 'outputs'}",
+        ]
+
+    def start(self, name: str, *more: str, **environment: str) -> Process:
+        arguments = [*self.common, f"output_dir={self.folder / name}", *more]
+        return start(arguments, self.folder / f"{name}.log", **environment)
+
+    def calm(self) -> dict:
+        """Nobody disturbs it."""
+        return watch(self.start("calm", "logger=tensorboard"))
+
+    def disturbed(self) -> dict:
+        """The same, killed and interrupted at random moments; then left alone.
+
+        One that ends before its signal came is started anew, so every signal hits a training.
+        """
+        rng = random.Random(int(os.environ.get("SEED", "0")))
+        signals = rng.sample(KILLS, len(KILLS))
+        attempts: list[dict] = []
+        begin_s, moment_s, onwards = time.monotonic(), 0.0, "overwrite=true"
+        while signals:
+            process = self.start("disturbed", "logger=tensorboard", onwards)
+            steps, delay_s = rng.randint(1, STEPS_PER_EPOCH), rng.random() * moment_s
+            attempt = watch(process, steps=steps, delay_s=delay_s, signum=signals[-1])
+            attempts.append({**attempt, "anew": onwards == "overwrite=true"})
+            onwards = "resume=true" if attempt["code"] else "overwrite=true"
+            if attempt["code"]:
+                signals.pop()
+            moment_s = (time.monotonic() - begin_s) / 20 / len(attempts)  # a step or so
+        last = watch(self.start("disturbed", "logger=tensorboard", onwards))
+        attempts.append({**last, "anew": onwards == "overwrite=true"})
+        return {"attempts": attempts}
+
+    def repeated(self) -> dict:
+        """The calm one again, by the configuration in its folder alone."""
+        recipe = ["--config-path", str(self.folder / "calm" / ".hydra"), "--config-name", "config"]
+        arguments = [*recipe, f"output_dir={self.folder / 'repeated'}"]
+        return watch(start(arguments, self.folder / "repeated.log"))
+
+    def multirun(self) -> dict:
+        """Two folds of which one does not exist, with two seeds, one after the other."""
+        arguments = ["-m", *self.common, f"paths.runs={self.folder / 'runs'}"]
+        more = ["fold=0,9", "seed=0,1", "trainer.max_epochs=1"]
+        more += ["logger=wandb", "logger.wandb.mode=offline"]
+        return watch(start([*arguments, *more], self.folder / "multirun.log", finish=True))
+
+    def alone(self) -> dict:
+        """One process that learns nothing, so that its predictions are those of `together`."""
+        return watch(self.start("alone", *self.nothing_learned()))
+
+    def together(self) -> dict:
+        """Two processes that learn nothing."""
+        ranks = self.ranks("together", *self.nothing_learned())
+        return {"ranks": [watch(process) for process in ranks]}
+
+    def one_rank_hears(self) -> dict:
+        """Two processes, of which the second gets the signal; then both go on."""
+        ranks = self.ranks("one_rank_hears", "trainer.max_epochs=1")
+        second = watch(ranks[1], steps=2, signum=signal.SIGTERM)
+        first = watch(ranks[0])
+        again = self.ranks("one_rank_hears", "trainer.max_epochs=1", "resume=true")
+        return {"first": first, "second": second, "again": [watch(process) for process in again]}
+
+    def nothing_learned(self) -> list[str]:
+        rates = ["optimizer.lr=0", "optimizer.head_lr=0"]
+        return [*rates, "trainer.max_epochs=1", "logger=tensorboard"]
+
+    def ranks(self, name: str, *more: str) -> list[Process]:
+        """Two processes as torchrun starts them."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        shared = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "WORLD_SIZE": "2",
+            "GROUP_RANK": "0",
+            "LOCAL_WORLD_SIZE": "2",
+            "TORCHELASTIC_RUN_ID": "test",
+        }
+        ddp = ["trainer=ddp", "trainer.devices=2"]
+        return [
+            self.start(name, *ddp, *more, RANK=rank, LOCAL_RANK=rank, **shared)
+            for rank in ("0", "1")
+        ]
+
+
+def main(data: str, folder: Path, names: list[str]) -> None:
+    torch.set_num_threads(1)
+    trainings = Trainings(data, folder)
+    print(json.dumps({name: getattr(trainings, name)() for name in names or NAMES}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
