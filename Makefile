@@ -8,8 +8,8 @@ DEMO   := outputs/demo
 SECONDS := 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint types format reference gpu-check bench bench-accuracy \
-	fuzz advisories licences clean
+.PHONY: help setup demo test test-fast lint types format reference gpu-check bench bench-nnunet-env \
+	bench-accuracy fuzz advisories licences clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1|/' | \
@@ -79,8 +79,21 @@ reference: $(STAMP)  ## write docs/reference and docs/errors.md from the code an
 gpu-check: $(STAMP)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu -rs
 
-bench: $(STAMP)  ## paired timings of the parts, with a check of their results
-	$(BIN)/python -m pancreas_mtl.benchmark
+# Stock nnU-Net is a rival to measure against, in an environment of its own.
+NNUNET := .nnunet
+
+bench-nnunet-env: $(NNUNET)/.ready  ## make .nnunet, an environment with stock nnU-Net
+
+$(NNUNET)/.ready:
+	$(PYTHON) -m venv $(NNUNET)
+	$(NNUNET)/bin/python -m pip install --quiet --disable-pip-version-check \
+		torch==2.13.0 nnunetv2==2.8.1
+	@touch $@
+
+bench: $(STAMP) $(NNUNET)/.ready  ## inference, data and training against stock nnU-Net: hours
+	$(BIN)/python -m pancreas_mtl.benchmark what=inference
+	$(BIN)/python -m pancreas_mtl.benchmark what=data
+	$(BIN)/python -m pancreas_mtl.benchmark what=train
 
 bench-accuracy: $(STAMP)  ## subtype heads on hard phantoms, three seeds each: hours on 2 cores
 	$(BIN)/python -m pancreas_mtl.bench_accuracy

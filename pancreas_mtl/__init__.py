@@ -12,6 +12,7 @@ The tour, in the order of the flow:
     training     the LightningModule and its callbacks
     evaluation   from predictions to numbers and a report
     interop      other formats and frameworks
+    benchmarks   paired timings against stock nnU-Net
     build        from configuration to objects
     search       a search over the keys of training
     configuration, help    what conf/ offers, and says about it

@@ -1,32 +1,54 @@
-"""Paired, interleaved timings with a check of the results.
+"""Paired timings against stock nnU-Net, with a check that both give the same.
 
-python -m pancreas_mtl.benchmark            # all of them
-python -m pancreas_mtl.benchmark what=loading
+python -m pancreas_mtl.benchmark what=inference  # or data, or train; `make bench-nnunet-env` first
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
+from pancreas_mtl.benchmarks.data import benchmark_data
+from pancreas_mtl.benchmarks.inference import Model, Sides, benchmark_inference
+from pancreas_mtl.benchmarks.inputs import QUIZ_PLAN, QUIZ_SIZES, TINY_PLAN, TINY_SIZES
+from pancreas_mtl.benchmarks.train import benchmark_train
 from pancreas_mtl.command import command
 from pancreas_mtl.errors import UsageError
-from pancreas_mtl.evaluation.benchmarks import loading, precision, resampling
-
-CHOICES = ("all", "resampling", "precision", "loading")
 
 
 @command("benchmark")
 def main(config: DictConfig) -> None:
-    """Run the chosen benchmarks and print one line each."""
-    if config.what not in CHOICES:
-        raise UsageError(f"what={config.what}: choose one of {', '.join(CHOICES)}")
-    if config.what in ("all", "resampling"):
-        print(resampling(pairs=config.pairs).line())
-    if config.what in ("all", "precision"):
-        print(precision(pairs=config.pairs).line())
-    if config.what in ("all", "loading"):
-        for cases in config.cases:
-            print(loading(cases, steps=config.steps).line())
+    """Run one benchmark; print its table, and leave it with all answers in output_dir."""
+    python, work = Path(config.nnunet_python), Path(config.output_dir).absolute()
+    if config.what not in ("inference", "data", "train"):
+        raise UsageError(f"what={config.what}: choose one of inference, data, train")
+    if config.pairs < 1:
+        raise UsageError(f"pairs={config.pairs}: give a number from 1")
+    if not python.exists():
+        raise UsageError(f"nnunet_python={python}: not found; make it by `make bench-nnunet-env`")
+    work.mkdir(parents=True, exist_ok=True)
+    plan, sizes = (TINY_PLAN, TINY_SIZES) if config.tiny else (QUIZ_PLAN, QUIZ_SIZES)
+    sides, pairs = Sides(str(python.absolute()), work), config.pairs
+    if config.what == "inference":
+        folder = Path(config.model_folder) if config.model_folder else None
+        text = benchmark_inference(
+            sides,
+            Model(folder, config.fold, config.checkpoint),
+            plan,
+            sizes,
+            engine=config.engine,
+            precision=config.precision,
+            pairs=pairs,
+            largest=not config.tiny,
+        )
+    elif config.what == "data":
+        batches = config.batches
+        text = benchmark_data(sides, plan, sizes, batches=batches, pairs=pairs, small=config.tiny)
+    else:
+        cases = list(config.cases)
+        text = benchmark_train(sides, plan, pairs=pairs, cases=cases, batches=config.batches)
+    print(f"{text}\n{work / config.what}.json")
 
 
 if __name__ == "__main__":

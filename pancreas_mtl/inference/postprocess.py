@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -91,12 +91,17 @@ def foreground_box(
     """
     reached = [torch.zeros(len(along.below), dtype=torch.bool) for along in maps[0][1:]]
     for one, (_, *within) in zip(planes, maps, strict=True):
-        inside = (one[1:].amax(dim=0) > one[0]).any(dim=0)  # (h, w)
+        inside = foreground(one).any(dim=0)  # (h, w)
         for axis, along in enumerate(within):
             line = inside.any(dim=1 - axis)
             reached[axis] |= line[along.below] | line[along.above]
     rows, columns = (found.nonzero().flatten().tolist() or [0, -1] for found in reached)
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+def foreground(scores: Tensor) -> Tensor:
+    """Where a label other than the background has the largest score, (...) of (C, ...)."""
+    return reduce(torch.maximum, scores[1:]) > scores[0]
 
 
 def interpolate(scores: Tensor, maps: Sequence[AxisMap]) -> Tensor:
@@ -156,7 +161,7 @@ class MeanEntropy:
 
     def add(self, logits: Tensor) -> None:
         """Take in more voxels, `(C, ...)`."""
-        inside = logits[:, logits.argmax(dim=0) > 0].float().log_softmax(dim=0)
+        inside = logits[:, foreground(logits)].float().log_softmax(dim=0)
         self.sum -= float((inside.exp() * inside).sum(dtype=torch.float64))
         self.count += inside.shape[1]
 

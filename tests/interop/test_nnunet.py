@@ -76,7 +76,7 @@ def test_the_plan_is_in_the_images_axes(tmp_path):
     assert bundle.plan.patch_size == (16, 16, 8)
     assert bundle.plan.kernels[0] == (3, 3, 1)
     assert bundle.mirror_axes == (0, 1, 2)
-    assert origin["dataset"] == "Dataset999_Random"
+    assert origin["dataset"] == "Dataset999_Benchmark"
     assert bundle.config["nnunet"] == origin
 
 

@@ -1,0 +1,187 @@
+"""From a folder of CTs to a folder of masks: stock nnU-Net against this project, same weights."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pancreas_mtl.benchmarks.inputs import LARGEST, Size, windows, write_cases
+from pancreas_mtl.benchmarks.pairs import Answer, Row, in_turn, row, write_result
+from pancreas_mtl.benchmarks.side import Side
+from pancreas_mtl.data.images import read_mask
+from pancreas_mtl.data.plan import load_plan
+from pancreas_mtl.metrics.segmentation import dsc
+from pancreas_mtl.types import Plan
+
+HERE = Path(__file__).parent
+PRESETS = ("accurate", "fast")
+SAME_DSC = 0.995  # of two masks that count as the same
+
+
+@dataclass(frozen=True)
+class Sides:
+    """How the two are started, and where they work."""
+
+    nnunet_python: str
+    work: Path
+
+    def stock(self) -> Side:
+        """Stock nnU-Net."""
+        script = str(HERE / "nnunet_side.py")
+        return Side("nnU-Net", [self.nnunet_python, script], self.work / "nnunet.log")
+
+    def ours(self, name: str = "ours") -> Side:
+        """This project."""
+        command = [sys.executable, "-m", "pancreas_mtl.benchmarks.our_side"]
+        return Side(name, command, self.work / f"{name}.log")
+
+
+@dataclass(frozen=True)
+class Model:
+    """An nnU-Net model that both run; without a folder, one with random weights is made."""
+
+    folder: Path | None = None
+    fold: int | str = 0
+    checkpoint: str = "checkpoint_final.pth"
+
+
+def benchmark_inference(
+    sides: Sides,
+    model: Model,
+    plan: Plan,
+    sizes: Sequence[Size],
+    *,
+    engine: str,
+    precision: str,
+    pairs: int,
+    largest: bool,
+) -> str:
+    """Time the folder of cases with both presets, compare the masks, write `inference.json`.
+
+    Args:
+        sides: both programs.
+        model: whose weights they share.
+        plan: of a model with random weights.
+        sizes: of the cases.
+        engine: of ours.
+        precision: of ours.
+        pairs: rounds after the first one, which is the cold one.
+        largest: also predict the quiz's largest case once, for the memory.
+    """
+    work = sides.work
+    names = write_cases(work / "cases", sizes, small=not largest)
+    with ExitStack() as stack:
+        stock = stack.enter_context(sides.stock())
+        ours = {name: stack.enter_context(sides.ours(name)) for name in PRESETS}
+        everyone = {"stock": stock, **ours}
+        loads = _load(work, model, plan, everyone, engine=engine, precision=precision)
+        asked = {
+            name: _predicting(side, work / "cases" / "images", work / name)
+            for name, side in everyone.items()
+        }
+        first, warm = in_turn(asked, pairs=pairs)
+        limit = ours["fast"].ask("limit")["gflop_per_s"]
+        largest_rows = _largest_case(work, stock, ours["accurate"]) if largest else []
+    agreement = {preset: _lowest_dsc(names, work / "stock", work / preset) for preset in PRESETS}
+    cold = {
+        name: side.start_s + loads[name]["seconds"] + first[name]["seconds"]
+        for name, side in everyone.items()
+    }
+    rows = [one for p in PRESETS for one in _rows(p, warm, cold, agreement[p], limit)]
+    facts = {
+        "weights": str(model.folder or "random: the masks are noise and DSC says little"),
+        "windows": [windows(size, load_plan(work / "bundle" / "plan.json")) for size in sizes],
+        "engine": engine,
+        "precision": loads["accurate"]["precision"],
+        "limit_gflop_per_s": limit,
+        "lowest_dsc": agreement,
+        "same_masks": agreement["accurate"] >= SAME_DSC,
+    }
+    answers = {"load": loads, "cold_s": cold, "first": first, "warm": warm}
+    return write_result(work / "inference.json", rows + largest_rows, facts, answers)
+
+
+def _load(
+    work: Path, model: Model, plan: Plan, sides: dict[str, Side], *, engine: str, precision: str
+) -> dict[str, Answer]:
+    """Load the rival's model, and its weights as a bundle."""
+    folder = model.folder or work / "model"
+    if model.folder is None:
+        sides["stock"].ask("make_model", folder=str(folder), plan=asdict(plan))
+    origin = {"folder": str(folder), "fold": model.fold, "checkpoint": model.checkpoint}
+    bundle = str(work / "bundle")
+    sides["accurate"].ask("import_model", **origin, bundle=bundle)
+    settings = {"bundle": bundle, "engine": engine, "precision": precision}
+    return {
+        "stock": sides["stock"].ask("load", **origin),
+        **{name: sides[name].ask("load", preset=name, **settings) for name in PRESETS},
+    }
+
+
+def _predicting(side: Side, inputs: Path, output_dir: Path) -> Any:
+    return lambda: side.ask("predict", inputs=str(inputs), output_dir=str(output_dir))
+
+
+def _rows(
+    preset: str,
+    warm: dict[str, list[Answer]],
+    cold: dict[str, float],
+    lowest_dsc: float,
+    limit: float,
+) -> list[Row]:
+    """Warm and cold seconds for the folder, the network's share of the limit, peak memory."""
+    stock, ours = warm["stock"], warm[preset]
+    shares = [one["gflop"] / limit / one["stages"]["passes"] for one in ours]
+    stages = {key: value for key, value in ours[-1]["stages"].items() if key != "passes"}
+    text = ", ".join(f"{key} {value:.2g}" for key, value in stages.items())
+    return [
+        row(
+            f"`{preset}`, all cases",
+            [one["seconds"] for one in stock],
+            [one["seconds"] for one in ours],
+            note=f"DSC of the two masks >= {lowest_dsc:.4f}",
+        ),
+        row(f"`{preset}`, cold start", [cold["stock"]], [cold[preset]]),
+        row(
+            f"`{preset}`, network",
+            [one["stages"]["network"] for one in stock],
+            [one["stages"]["network"] for one in ours],
+            note=f"{max(shares):.0%} of the limit; our stages: {text} s",
+        ),
+        row(
+            f"`{preset}`, peak memory",
+            [max(one["peak_mb"] for one in stock)],
+            [max(one["peak_mb"] for one in ours)],
+            unit="MB",
+        ),
+    ]
+
+
+def _largest_case(work: Path, stock: Side, ours: Side) -> list[Row]:
+    """Peak memory of both over the quiz's largest case."""
+    write_cases(work / "largest", [LARGEST])
+    images = work / "largest" / "images"
+    peaks = [
+        _predicting(side, images, work / f"largest_{side.name}")()["peak_mb"]
+        for side in (stock, ours)
+    ]
+    size = " x ".join(map(str, LARGEST[0]))
+    return [row(f"peak memory, {size} voxels", peaks[:1], peaks[1:], unit="MB")]
+
+
+def _lowest_dsc(names: Sequence[str], one: Path, other: Path) -> float:
+    """The lowest DSC between two folders, over cases, of whole pancreas and lesion.
+
+    Two empty masks agree.
+    """
+    lowest = 1.0
+    for name in names:
+        a, b = (read_mask(folder / f"{name}.nii.gz").array for folder in (one, other))
+        for first_label in (1, 2):
+            if (a >= first_label).any() or (b >= first_label).any():
+                lowest = min(lowest, float(dsc(a >= first_label, b >= first_label)))
+    return lowest

@@ -1,0 +1,264 @@
+"""What stock nnU-Net v2 does, when asked; runs in nnU-Net's environment, alone.
+
+It calls nnU-Net's own classes as its commands call them, with their defaults.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+SCRATCH = os.environ.get("BENCHMARK_SCRATCH") or tempfile.mkdtemp()
+os.environ.update({f"nnUNet_{part}": SCRATCH for part in ("raw", "preprocessed", "results")})
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor  # noqa: E402
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import (  # noqa: E402
+    DefaultPreprocessor,
+)
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader  # noqa: E402
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2  # noqa: E402
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer  # noqa: E402
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # noqa: E402
+
+CPU = torch.device("cpu")
+CONFIGURATION = "3d_fullres"
+DATASET = {
+    "name": "Dataset999_Benchmark",
+    "channel_names": {"0": "CT"},
+    "labels": {"background": 0, "pancreas": 1, "lesion": 2},
+    "numTraining": 1,
+    "file_ending": ".nii.gz",
+}
+RESAMPLING = {"is_seg": False, "order_z": 0, "force_separate_z": None}
+
+
+def plans_of(plan: dict, transpose_forward: tuple[int, ...] = (0, 1, 2)) -> dict:
+    """nnU-Net's plans.json of a plan.json, whose axes are nnU-Net's."""
+    intensity = plan["intensity"]
+    return {
+        "dataset_name": DATASET["name"],
+        "plans_name": "nnUNetPlans",
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": list(transpose_forward),
+        "transpose_backward": [list(transpose_forward).index(axis) for axis in range(3)],
+        "configurations": {CONFIGURATION: configuration_of(plan)},
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {
+            "0": {
+                "mean": intensity["mean_hu"],
+                "std": intensity["std_hu"],
+                "percentile_00_5": intensity["low_hu"],
+                "percentile_99_5": intensity["high_hu"],
+            }
+        },
+    }
+
+
+def configuration_of(plan: dict) -> dict:
+    """What nnU-Net's default planner writes around the network."""
+    return {
+        "data_identifier": "benchmark",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": plan["batch_size"],
+        "patch_size": plan["patch_size"],
+        "spacing": plan["spacing_mm"],
+        "normalization_schemes": ["CTNormalization"],
+        "use_mask_for_norm": [False],
+        "resampling_fn_data": "resample_data_or_seg_to_shape",
+        "resampling_fn_seg": "resample_data_or_seg_to_shape",
+        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+        "resampling_fn_data_kwargs": {**RESAMPLING, "order": 3},
+        "resampling_fn_seg_kwargs": {**RESAMPLING, "is_seg": True, "order": 1},
+        "resampling_fn_probabilities_kwargs": {**RESAMPLING, "order": 1},
+        "batch_dice": False,
+        "architecture": {
+            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+            "arch_kwargs": architecture_of(plan),
+            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+        },
+    }
+
+
+def architecture_of(plan: dict) -> dict:
+    """The arguments of nnU-Net's PlainConvUNet."""
+    stages = len(plan["channels"])
+    return {
+        "n_stages": stages,
+        "features_per_stage": plan["channels"],
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": plan["kernels"],
+        "strides": plan["strides"],
+        "n_conv_per_stage": [2] * stages,
+        "n_conv_per_stage_decoder": [2] * (stages - 1),
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+
+
+def trainer_of(plans: dict) -> nnUNetTrainer:
+    """A trainer with network, optimiser and loss."""
+    arguments = {**plans, "continue_training": False}
+    trainer = nnUNetTrainer(arguments, CONFIGURATION, 0, DATASET, CPU)
+    trainer.network = trainer.build_network_architecture(
+        trainer.plans_manager, trainer.configuration_manager, 1, 3, enable_deep_supervision=True
+    )
+    trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()
+    trainer.loss = trainer._build_loss()
+    return trainer
+
+
+def save_model(folder: Path, plans: dict, trainer: nnUNetTrainer) -> None:
+    """The folder of a trained model."""
+    (folder / "fold_0").mkdir(parents=True, exist_ok=True)
+    (folder / "plans.json").write_text(json.dumps(plans, indent=1) + "\n")
+    (folder / "dataset.json").write_text(json.dumps(DATASET, indent=1) + "\n")
+    trainer.inference_allowed_mirroring_axes = (0, 1, 2)
+    trainer.save_checkpoint(folder / "fold_0" / "checkpoint_final.pth")
+
+
+class Tasks:
+    """What can be asked for; each answers with what there is to say beside the time."""
+
+    def make_model(self, folder: str, plan: dict) -> dict:
+        """A model with random weights, that sees every label somewhere."""
+        torch.manual_seed(0)
+        plans = plans_of(plan)
+        trainer = trainer_of(plans)
+        level_logits(trainer.network, [2 * n for n in strides_of(plan)])
+        save_model(Path(folder), plans, trainer)
+        return {}
+
+    def load(self, folder: str, fold: int | str, checkpoint: str) -> dict:
+        """Load a model as nnUNetv2_predict_from_modelfolder does."""
+        self.predictor = nnUNetPredictor(device=CPU, allow_tqdm=False)
+        self.predictor.initialize_from_trained_model_folder(folder, (fold,), checkpoint)
+        network = self.predictor.predict_logits_from_preprocessed_data
+
+        def timed(data: torch.Tensor) -> torch.Tensor:
+            start_s = time.perf_counter()
+            try:
+                return network(data)
+            finally:
+                self.network_s += time.perf_counter() - start_s
+
+        self.predictor.predict_logits_from_preprocessed_data = timed
+        return {}
+
+    def predict(self, inputs: str, output_dir: str) -> dict:
+        """A folder of images, with the processes that the command takes by default."""
+        self.network_s = 0.0
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        self.predictor.predict_from_files(
+            inputs, output_dir, num_processes_preprocessing=3, num_processes_segmentation_export=3
+        )
+        return {"stages": {"network": self.network_s}}
+
+    def preprocess(self, image: str, mask: str, folder: str, plan: dict) -> dict:
+        """One case from files to what training reads."""
+        plans = PlansManager(plans_of(plan))
+        configuration = plans.get_configuration(CONFIGURATION)
+        data, seg, properties = DefaultPreprocessor(verbose=False).run_case(
+            [image], mask, plans, configuration, DATASET
+        )
+        case = str(Path(folder, Path(mask).name.removesuffix(".nii.gz")))
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        nnUNetDatasetBlosc2.save_case(data, seg, properties, case)
+        np.save(f"{case}_image.npy", data[0].astype(np.float32))
+        return {"image": f"{case}_image.npy"}
+
+    def open_patches(self, folder: str, plan: dict) -> dict:
+        """The loader of training with its augmentation, in this one process."""
+        trainer = trainer_of(plans_of(plan))
+        settings = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        rotation, dummy_2d, size, mirror_axes = settings
+        transforms = trainer.get_training_transforms(
+            plan["patch_size"],
+            rotation,
+            trainer._get_deep_supervision_scales(),
+            mirror_axes,
+            dummy_2d,
+            use_mask_for_norm=[False],
+            foreground_labels=trainer.label_manager.foreground_labels,
+        )
+        self.patches = nnUNetDataLoader(
+            nnUNetDatasetBlosc2(folder),
+            plan["batch_size"],
+            size,
+            plan["patch_size"],
+            trainer.label_manager,
+            oversample_foreground_percent=trainer.oversample_foreground_percent,
+            transforms=transforms,
+        )
+        return {}
+
+    def read_patches(self, batches: int) -> dict:
+        """Augmented batches, one after the other, on one core."""
+        torch.set_num_threads(1)
+        for _ in range(batches):
+            next(self.patches)
+        return {}
+
+    def open_step(self, plan: dict) -> dict:
+        """A trainer and one batch of random patches."""
+        self.trainer = trainer_of(plans_of(plan))
+        shape = (plan["batch_size"], 1, *plan["patch_size"])
+        rng = torch.Generator().manual_seed(0)
+        labels = torch.randint(0, 3, shape, generator=rng)
+        target = [
+            torch.nn.functional.interpolate(labels.float(), scale_factor=tuple(scale)).to(
+                torch.int16
+            )
+            for scale in self.trainer._get_deep_supervision_scales()
+        ]
+        self.batch = {"data": torch.randn(shape, generator=rng), "target": target}
+        return {}
+
+    def step(self) -> dict:
+        """One step of training."""
+        return {"loss": float(self.trainer.train_step(self.batch)["loss"])}
+
+
+def strides_of(plan: dict) -> list[int]:
+    """By how much the deepest stage is coarser, per axis."""
+    return np.prod(plan["strides"], axis=0).tolist()
+
+
+@torch.no_grad()
+def level_logits(network: Any, size: list[int]) -> None:
+    """Random norms and biases; no label is the largest everywhere."""
+    for name, parameter in network.named_parameters():
+        if name.endswith((".norm.weight", ".bias")):
+            parameter.uniform_(0.5, 1.5)
+    logits = network(torch.randn(1, 1, *size))[0]  # the finest of the deep supervision's
+    network.decoder.seg_layers[-1].bias -= logits.mean(dim=(0, 2, 3, 4))
+
+
+def main() -> None:
+    """Do tasks as they come; what nnU-Net prints goes to the log."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    tasks = Tasks()
+    print(json.dumps({"ready": True}), file=answers, flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = getattr(tasks, request.pop("task"))(**request)
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+from dataclasses import asdict
+
+import numpy as np
+import torch
+
+from pancreas_mtl.benchmarks.inputs import (
+    LARGEST,
+    QUIZ_PLAN,
+    QUIZ_SIZES,
+    TINY_PLAN,
+    TINY_SIZES,
+    plan_from,
+    windows,
+    write_cases,
+)
+from pancreas_mtl.benchmarks.our_side import same_network
+from pancreas_mtl.data.images import read_image, read_mask
+from pancreas_mtl.inference.windows import window_starts
+
+
+def test_the_mix_needs_as_many_windows_as_the_quiz():
+    counts = [windows(size, QUIZ_PLAN) for size in QUIZ_SIZES]
+    assert 2.25 <= np.mean(counts) <= 2.4
+    assert min(counts) == 1 < max(counts)
+    assert windows(LARGEST, QUIZ_PLAN) == len(window_starts((85, 223, 376), (64, 128, 192), 0.5))
+
+
+def test_cases_have_the_shapes_that_are_asked_for(tmp_path):
+    names = write_cases(tmp_path, TINY_SIZES, small=True)
+    for name, (shape, spacing_mm) in zip(names, TINY_SIZES, strict=True):
+        image = read_image(tmp_path / "images" / f"{name}_0000.nii.gz")
+        mask = read_mask(tmp_path / "masks" / f"{name}.nii.gz", grid=image.source)
+        assert image.array.shape == mask.array.shape == shape
+        np.testing.assert_allclose(image.spacing_mm, spacing_mm, rtol=1e-6)
+        assert mask.array.max() > 0
+
+
+def test_a_plan_survives_json():
+    assert plan_from(asdict(QUIZ_PLAN)) == QUIZ_PLAN
+
+
+def test_the_network_of_the_training_step_has_nnunets_kernels():
+    network = same_network(TINY_PLAN)
+    kernels = [up.conv_block.conv1.conv.kernel_size for up in network.upsamples]
+    assert kernels == [(3, 3, 3), (1, 3, 3)]
+    with torch.no_grad():
+        assert network.window(torch.randn(1, 1, 4, 8, 8))[0].shape == (1, 3, 4, 8, 8)
