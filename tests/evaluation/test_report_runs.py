@@ -122,6 +122,14 @@ def test_a_case_that_cannot_be_drawn_is_named(evaluation, tmp_path):
     assert 'id="ct-1"' not in text
 
 
+def test_images_that_are_elsewhere_are_said_to_be(evaluation):
+    image = evaluation.parent / "test" / f"{NAMES[1]}_0000.nii.gz"
+    image.unlink()
+    (note,) = (n for n in read_run(evaluation, "evaluation").notes if "no pictures of" in n)
+    assert note.startswith("evaluation: no pictures of 1 cases, whose CTs are not where run.json")
+    assert str(image) in note
+
+
 def test_failures_and_missing_cases_are_listed(evaluation):
     path = evaluation / "metrics.json"
     metrics = json.loads(path.read_text())

@@ -236,6 +236,12 @@ def _notes(
         yield f"{name} has no training curves: add the training's folder to runs to see them."
     if not records:
         yield f"{name} has no predictions with a run.json: no pictures and no timings."
+    inputs = [Path(entry["input"]) for record in records for entry in record["cases"]]
+    if gone := [path for path in inputs if not path.exists()]:
+        yield (
+            f"{name}: no pictures of {len(gone)} cases, whose CTs are not where run.json says, as "
+            f"{gone[0]}: make the report in the folder in which they were predicted."
+        )
     failures = [*(metrics or {}).get("failures", [])]
     failures += [failure for record in records for failure in record.get("failures", [])]
     for failure in failures:
