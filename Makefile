@@ -9,7 +9,7 @@ SECONDS := 60
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast lint types format reference gpu-check bench bench-nnunet-env \
-	bench-accuracy fuzz advisories licences clean
+	bench-accuracy bench-nnunet fuzz advisories licences clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1|/' | \
@@ -97,6 +97,9 @@ bench: $(STAMP) $(NNUNET)/.ready  ## inference, data and training against stock 
 
 bench-accuracy: $(STAMP)  ## subtype heads on hard phantoms, three seeds each: hours on 2 cores
 	$(BIN)/python -m pancreas_mtl.bench_accuracy
+
+bench-nnunet: $(STAMP)  ## nnU-Net v2 on the phantoms of bench-accuracy, with the time that `lesion` took
+	$(BIN)/python docs/rivals/nnunet.py outputs/bench-accuracy/small lesion/seed0
 
 clean:  ## remove caches and outputs, but not .venv
 	rm -rf outputs multirun build .pytest_cache .mypy_cache .ruff_cache

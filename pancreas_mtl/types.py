@@ -41,6 +41,7 @@ class Label(IntEnum):
 
 
 NUM_LABELS = len(Label)
+NUM_REGIONS = 2  # whole pancreas and lesion, which overlap
 NUM_SUBTYPES = 3
 UNKNOWN = -1
 """Stands for a voxel without reference or a case without subtype; every loss leaves it out."""
@@ -135,7 +136,7 @@ class Evidence(NamedTuple):
 class MultitaskOutput(NamedTuple):
     """What the network answers to a batch."""
 
-    segmentation: tuple[Tensor, ...]  # logits (B, C, D, H, W), finest first, then coarser levels
+    segmentation: tuple[Tensor, ...]  # logits (B, C, D, H, W), finest first; C may be regions
     subtype: Tensor  # (B, S) logits, float32
     evidence: Evidence
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from monai.losses import DiceCELoss
+from monai.losses import DiceCELoss, DiceLoss
 from torch import Tensor
 
-from pancreas_mtl.types import UNKNOWN
+from pancreas_mtl.types import NUM_REGIONS, UNKNOWN, Label
 
 
 def segmentation_loss(levels: Sequence[Tensor], mask: Tensor) -> Tensor:
@@ -19,7 +19,8 @@ def segmentation_loss(levels: Sequence[Tensor], mask: Tensor) -> Tensor:
     without lesion do not dominate it.
 
     Args:
-        levels: logits (B, C, D, H, W), finest first, each coarser level weighing half.
+        levels: logits (B, C, D, H, W) of labels, or (B, 2, D, H, W) of regions, finest first, each
+            coarser level weighing half.
         mask: (B, 1, D, H, W) labels; a case with any UNKNOWN voxel is left out.
 
     Returns:
@@ -33,9 +34,10 @@ def segmentation_loss(levels: Sequence[Tensor], mask: Tensor) -> Tensor:
         return total
     weights = level_weights(len(levels))
     target = mask[labelled].float()
+    one_level = region_dice_bce if levels[0].shape[1] == NUM_REGIONS else dice_ce
     for weight, logits in zip(weights, levels, strict=True):
         coarse = F.interpolate(target, logits.shape[2:], mode="nearest-exact")
-        total = total + weight * dice_ce(logits[labelled], coarse)
+        total = total + weight * one_level(logits[labelled], coarse)
     return total
 
 
@@ -45,6 +47,14 @@ def dice_ce(logits: Tensor, target: Tensor) -> Tensor:
     with torch.autocast(logits.device.type, enabled=False):
         value: Tensor = loss(logits.float(), target)
     return value
+
+
+def region_dice_bce(logits: Tensor, target: Tensor) -> Tensor:
+    """The same for logits (B, 2, D, H, W) of whole pancreas and lesion, which overlap."""
+    regions = torch.cat([target > Label.BACKGROUND, target == Label.LESION], dim=1).float()
+    with torch.autocast(logits.device.type, enabled=False):
+        dice: Tensor = DiceLoss(sigmoid=True, batch=True)(logits.float(), regions)
+        return dice + F.binary_cross_entropy_with_logits(logits.float(), regions)
 
 
 def level_weights(levels: int) -> list[float]:

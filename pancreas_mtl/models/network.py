@@ -18,7 +18,16 @@ from torch import Tensor, nn
 
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.models.classifiers import HEADS, NoHead, SubtypeHead
-from pancreas_mtl.types import NUM_LABELS, UNKNOWN, Evidence, MultitaskOutput, Plan, Triple
+from pancreas_mtl.models.regions import label_logits
+from pancreas_mtl.types import (
+    NUM_LABELS,
+    NUM_REGIONS,
+    UNKNOWN,
+    Evidence,
+    MultitaskOutput,
+    Plan,
+    Triple,
+)
 
 PARTS: dict[str, tuple[str, ...]] = {
     "encoder": ("input_block", "downsamples", "bottleneck"),
@@ -34,7 +43,8 @@ class NetworkConfig:
 
     `head` is a name in `classifiers.HEADS`, or `none` in a network that only segments; `stages`,
     `hidden` and `dropout` are the head's.
-    `detach_head` keeps the subtype's gradient out of the shared encoder.
+    `detach_head` keeps the subtype's gradient out of the shared encoder. `regions`: the network
+    answers with overlapping regions instead of labels, see `regions.py`.
     """
 
     head: str = "lesion"
@@ -42,6 +52,7 @@ class NetworkConfig:
     hidden: int = 32
     dropout: float = 0.2
     detach_head: bool = False
+    regions: bool = False
 
 
 class MultitaskUNet(nn.Module):
@@ -74,10 +85,12 @@ class MultitaskUNet(nn.Module):
         self.bottleneck = unet.bottleneck
         self.upsamples = unet.upsamples  # deepest first
         self.segmentation_heads = nn.ModuleList(
-            UnetOutBlock(3, width, NUM_LABELS) for width in plan.channels[:-1]
+            UnetOutBlock(3, width, NUM_REGIONS if config.regions else NUM_LABELS)
+            for width in plan.channels[:-1]
         )  # finest first
         self.subtype_head = build_head(plan, config)
         self.detach_head = config.detach_head
+        self.regions = config.regions
 
     @property
     def has_subtype(self) -> bool:
@@ -91,6 +104,8 @@ class MultitaskUNet(nn.Module):
     def forward(self, image: Tensor, guide: Tensor | None = None) -> MultitaskOutput:
         """Logits of the mask at every decoder level, and of the subtype from this window alone.
 
+        With `regions`, those of the mask are the regions', (B, 2, D, H, W).
+
         Args:
             image: (B, 1, D, H, W), normalised, each size divisible by the plan's strides.
             guide: (B, 1, D, H, W) reference labels through which the head looks in training,
@@ -99,19 +114,19 @@ class MultitaskUNet(nn.Module):
         """
         features = self.encode(image)
         segmentation = self.decode(features, levels=len(self.segmentation_heads))
-        evidence = self.gather(features, segmentation[0], guide)
+        evidence = self.gather(features, self.as_labels(segmentation[0]), guide)
         return MultitaskOutput(segmentation, self.classify(evidence), evidence)
 
     def window(self, image: Tensor) -> tuple[Tensor, Evidence]:
         """What prediction needs of one window: logits (B, C, D, H, W) and evidence."""
         features = self.encode(image)
-        (logits,) = self.decode(features, levels=1)
+        logits = self.as_labels(*self.decode(features, levels=1))
         return logits, self.gather(features, logits)
 
     def look(self, image: Tensor) -> tuple[Tensor, Evidence, Tensor]:
         """The same, and the head's pooling weights (B, R, D, H, W), float32."""
         features = self.encode(image)
-        (logits,) = self.decode(features, levels=1)
+        logits = self.as_labels(*self.decode(features, levels=1))
         with torch.autocast(logits.device.type, enabled=False):
             weights = self.subtype_head.attention(features, logits.float().softmax(dim=1))
         return logits, self.gather(features, logits), weights
@@ -132,6 +147,10 @@ class MultitaskUNet(nn.Module):
             decoded.insert(0, x)
         heads = list(self.segmentation_heads)[:levels]
         return tuple(head(level) for head, level in zip(heads, decoded[:levels], strict=True))
+
+    def as_labels(self, logits: Tensor) -> Tensor:
+        """Logits of the labels (B, C, D, H, W) from what the segmentation heads give."""
+        return label_logits(logits) if self.regions else logits
 
     def gather(
         self, features: Sequence[Tensor], logits: Tensor, guide: Tensor | None = None

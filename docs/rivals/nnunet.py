@@ -1,0 +1,161 @@
+"""nnU-Net v2 on the phantoms of `bench_accuracy`: same cases, plan, machine and time.
+
+    python docs/rivals/nnunet.py outputs/bench-accuracy/small lesion/seed0
+
+sets nnU-Net up in an environment of its own beside the phantoms, gives it the plan of that trial
+(spacing, patch, batch, channels) and the seconds that its training took, and evaluates what it says
+of the test cases, by its own program and by ours. What is done is kept. `--venv` names an
+environment that is there already; `--minutes` another budget.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pancreas_mtl.data.cases import read_cases
+from pancreas_mtl.data.plan import load_plan
+from pancreas_mtl.data.splits import make_splits
+from pancreas_mtl.evaluation.trials import Laboratory, Trial, seconds
+
+NAME, ID = "Dataset172_Phantom", "172"
+VERSION = "2.8.1"
+PLANS, TRAINER = "nnUNetPlans", "nnUNetTrainerBudget"
+MODEL = f"{TRAINER}__{PLANS}__3d_fullres"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class NnUNet:
+    """Its programs, in its own environment; what they print goes to `log.txt`."""
+
+    def __init__(self, home, venv, budget_s, steps):
+        self.home, self.venv = home, venv
+        folders = {f"nnUNet_{n}": str(home / n) for n in ("raw", "preprocessed", "results")}
+        self.environment = os.environ | folders
+        self.environment |= {
+            "nnUNet_n_proc_DA": "1",
+            "nnUNet_compile": "false",
+            "nnUNet_extTrainer": str(ROOT / "docs" / "rivals" / "nnunet_trainer"),
+            "NNUNET_BUDGET_S": str(budget_s),
+            "NNUNET_BUDGET_STEPS": str(steps),
+        }
+
+    def __call__(self, program, *parts):
+        start_s = time.monotonic()
+        command = [str(self.venv / "bin" / f"nnUNetv2_{program}"), *map(str, parts)]
+        with (self.home / "log.txt").open("a") as log:
+            log.write(f"$ {' '.join(command)}\n")
+            log.flush()
+            subprocess.run(command, env=self.environment, stdout=log, stderr=log, check=True)
+        print(f"{program}: {time.monotonic() - start_s:.0f} s", flush=True)
+
+
+def main():
+    options = arguments()
+    home, data = options.output_dir / "nnunet", options.output_dir / "data"
+    home.mkdir(exist_ok=True)
+    name, _, seed = options.trial.partition("/seed")
+    trial, laboratory = Trial(name, int(seed), ()), Laboratory(options.output_dir)
+    budget_s = 60 * options.minutes or seconds(trial, laboratory)["train"]
+    venv = options.venv or make_venv(home / "venv")
+    nnunet = NnUNet(home, venv, budget_s, options.steps)
+    copy_phantoms(data, home / "raw" / NAME)
+    prepare(nnunet, data, laboratory.folder(trial) / "run" / "plan.json")
+    predictions = train_and_predict(nnunet, data / "test")
+    results = home / "results" / NAME / MODEL
+    described = ("-djfile", results / "dataset.json", "-pfile", results / "plans.json")
+    nnunet("evaluate_folder", data / "references", predictions, *described, "-np", 1)
+    show(json.loads((predictions / "summary.json").read_text()))
+    own = [f"predictions={predictions}", f"references={data / 'references'}", "workers=1"]
+    evaluate = [sys.executable, "-m", "pancreas_mtl.evaluate", *own]
+    subprocess.run([*evaluate, f"output_dir={home / 'evaluation'}"], cwd=ROOT, check=True)
+
+
+def prepare(nnunet, data, plan):
+    """Fingerprint, plan (ours takes the place of its own), preprocess; the folds are ours."""
+    preprocessed = nnunet.home / "preprocessed" / NAME
+    if not (preprocessed / f"{PLANS}_3d_fullres").exists():
+        nnunet("extract_fingerprint", "-d", ID, "-np", 1)
+        nnunet("plan_experiment", "-d", ID)
+        take_plan(plan, preprocessed / f"{PLANS}.json")
+        nnunet("preprocess", "-d", ID, "-c", "3d_fullres", "-np", 1)
+    write_splits(data, preprocessed / "splits_final.json")
+
+
+def train_and_predict(nnunet, images):
+    """The folder of its predictions, which is there when all of them are."""
+    trainer, predictions = ("-tr", TRAINER), nnunet.home / "predictions"
+    if not (nnunet.home / "results" / NAME / MODEL / "fold_0" / "checkpoint_final.pth").exists():
+        nnunet("train", ID, "3d_fullres", 0, *trainer, "-device", "cpu")
+    if not predictions.exists():
+        given = ("-i", images, "-o", nnunet.home / "unfinished", "-d", ID, "-f", 0)
+        single = ("-npp", 1, "-nps", 1, "-device", "cpu")
+        nnunet("predict", *given, "-c", "3d_fullres", *trainer, *single)
+        (nnunet.home / "unfinished").rename(predictions)
+    return predictions
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output_dir", type=lambda text: Path(text).absolute())
+    parser.add_argument("trial", help="whose plan and training time it gets, such as lesion/seed0")
+    parser.add_argument("--minutes", type=float, default=0.0, help="another budget of training")
+    parser.add_argument("--steps", type=int, default=50, help="of one of its epochs")
+    parser.add_argument("--venv", type=Path, help="an environment with nnunetv2")
+    return parser.parse_args()
+
+
+def make_venv(folder):
+    if not (folder / "bin" / "nnUNetv2_train").exists():
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, f"nnunetv2=={VERSION}"], check=True)
+    return folder
+
+
+def copy_phantoms(data, raw):
+    """The phantoms in nnU-Net's layout, their images linked."""
+    if not (raw / "dataset.json").exists():
+        command = [sys.executable, "-m", "pancreas_mtl.convert", "from=quiz", "to=nnunet"]
+        command += [f"root={data}", f"output_dir={raw}", "link=true", "workers=1"]
+        subprocess.run([*command, "overwrite=true"], cwd=ROOT, check=True)
+
+
+def take_plan(ours, theirs):
+    """Write spacing, patch, batch and network of our plan into nnU-Net's."""
+    plan, document = load_plan(ours), json.loads(theirs.read_text())
+    configuration = document["configurations"]["3d_fullres"]
+    configuration |= {
+        "spacing": list(plan.spacing_mm),
+        "patch_size": list(plan.patch_size),
+        "batch_size": plan.batch_size,
+    }
+    stages = len(plan.channels)
+    configuration["architecture"]["arch_kwargs"] |= {
+        "n_stages": stages,
+        "features_per_stage": list(plan.channels),
+        "kernel_sizes": [list(kernel) for kernel in plan.kernels],
+        "strides": [list(stride) for stride in plan.strides],
+        "n_conv_per_stage": [2] * stages,
+        "n_conv_per_stage_decoder": [2] * (stages - 1),
+    }
+    theirs.write_text(json.dumps(document, indent=4))
+
+
+def write_splits(data, path):
+    cases = [case for case in read_cases("quiz", data) if case.split == "train"]
+    fold = make_splits(cases).choose(0)
+    path.write_text(json.dumps([{"train": list(fold.train), "val": list(fold.validation)}]))
+
+
+def show(summary):
+    print("nnUNetv2_evaluate_folder, mean DSC:")
+    for label, scores in summary["mean"].items():
+        print(f"  label {label}: {scores['Dice']:.3f}")
+
+
+if __name__ == "__main__":
+    main()
