@@ -143,32 +143,11 @@ def run_trials(trials: Sequence[Trial], laboratory: Laboratory, *, jobs: int) ->
 def steps(trial: Trial, laboratory: Laboratory) -> list[Step]:
     """The commands of a trial, in order, as one would type them."""
     data, folder = laboratory.output_dir / "data", laboratory.folder(trial)
-    run, predictions, evaluation = (folder / n for n in ("run", "predictions", "evaluation"))
-
-    def bundle(name: str) -> Path:
-        return folder.parents[1] / name / folder.name / "run" / "bundle"
-
-    bundles = ",".join(map(str, map(bundle, trial.members or (trial.configuration,))))
-    given = [
-        PLACEHOLDER.sub(
-            lambda m: str(laboratory.output_dir if m[1] == OUTPUT else bundle(m[1])), override
-        )
-        for override in trial.overrides
-    ]
-    other_data = any(override.startswith("data=") for override in given)
-    train = (
-        "train.py",
-        *([] if other_data else ["data=quiz", f"data.root={data}"]),
-        f"paths.cache={laboratory.output_dir / 'cache'}",
-        "audit=false",
-        *given,
-        f"seed={trial.seed}",
-        f"output_dir={run}",
-        "resume=true",
-    )
+    predictions, evaluation = folder / "predictions", folder / "evaluation"
+    members = trial.members or (trial.configuration,)
     predict = (
         "predict.py",
-        f"model=[{bundles}]",
+        f"model=[{','.join(str(_bundle(name, folder)) for name in members)}]",
         f"input={data / 'test'}",
         f"output_dir={predictions}",
     )
@@ -180,12 +159,38 @@ def steps(trial: Trial, laboratory: Laboratory) -> list[Step]:
         f"output_dir={evaluation}",
         f"workers={laboratory.threads}",
     )
-    training = [] if trial.members else [Step("train", train, run / "report.html")]
     return [
-        *training,
+        *([] if trial.members else [_training(trial, laboratory)]),
         Step("predict", predict, predictions / "run.json"),
         Step("evaluate", evaluate, evaluation / "metrics.json"),
     ]
+
+
+def _training(trial: Trial, laboratory: Laboratory) -> Step:
+    """The training, its placeholders filled in."""
+    home, folder = laboratory.output_dir, laboratory.folder(trial)
+
+    def meant(match: re.Match[str]) -> str:
+        return str(home if match[1] == OUTPUT else _bundle(match[1], folder))
+
+    overrides = [PLACEHOLDER.sub(meant, override) for override in trial.overrides]
+    has_data = any(override.startswith("data=") for override in overrides)
+    arguments = (
+        "train.py",
+        *([] if has_data else ["data=quiz", f"data.root={home / 'data'}"]),
+        f"paths.cache={home / 'cache'}",
+        "audit=false",
+        *overrides,
+        f"seed={trial.seed}",
+        f"output_dir={folder / 'run'}",
+        "resume=true",
+    )
+    return Step("train", arguments, folder / "run" / "report.html")
+
+
+def _bundle(configuration: str, folder: Path) -> Path:
+    """The bundle of another configuration, of the same seed as the trial in `folder`."""
+    return folder.parents[1] / configuration / folder.name / "run" / "bundle"
 
 
 def seconds(trial: Trial, laboratory: Laboratory) -> dict[str, float]:
