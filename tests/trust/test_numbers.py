@@ -9,7 +9,7 @@ import yaml
 from trust.faults import PLAN, ct, save_ct
 
 from pancreas_mtl.data.augment import Augment, AugmentConfig
-from pancreas_mtl.data.preprocess import preprocess_case
+from pancreas_mtl.data.preprocess import preprocess
 from pancreas_mtl.losses.joint import LossConfig, joint_loss
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
 from pancreas_mtl.types import UNKNOWN, Batch, Case, Label
@@ -104,7 +104,7 @@ def test_an_implant_never_reaches_the_network(tmp_path, value):
     labels = np.zeros(array.shape, np.uint8)
     labels[4:12, 4:12, 2:8] = 1
     mask = save_ct(tmp_path / "a.nii.gz", labels)
-    entry = preprocess_case(Case("a", path, mask, 1), plan=PLAN, cache_dir=tmp_path / "cache")
+    (entry,) = preprocess([Case("a", path, mask, 1)], PLAN, tmp_path / "cache", workers=1)
     low, high = (PLAN.intensity.low_hu, PLAN.intensity.high_hu)
     bound = max(abs(low - PLAN.intensity.mean_hu), abs(high - PLAN.intensity.mean_hu))
     assert np.abs(entry.open()[0].astype(np.float32)).max() <= bound / PLAN.intensity.std_hu + 0.01
