@@ -76,8 +76,8 @@ reference: $(STAMP)  ## write docs/reference and docs/errors.md from the code an
 	$(BIN)/python docs/build_reference.py
 	$(BIN)/python docs/build_errors.py
 
-gpu-check: $(STAMP)  ## the tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu -rs
+gpu-check: $(STAMP)  ## the tests that need a CUDA device, with what it gets done in a second
+	$(BIN)/python -m pytest -m gpu -rs -s
 
 # Stock nnU-Net is a rival to measure against, in an environment of its own.
 NNUNET := .nnunet

@@ -1,4 +1,5 @@
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from pancreas_mtl.errors import UsageError
 from pancreas_mtl.inference.engines import TorchEngine, make_engine
 from pancreas_mtl.inference.engines.slim import drop_zero_planes
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
+from pancreas_mtl.types import Evidence
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +47,33 @@ def test_torch_agrees_with_fp32(plan, precision):
     engine = TorchEngine(network, device="cpu", precision=precision)
     assert_agree(engine(x), reference, tolerance=TOLERANCE[precision])
     assert engine.classify(reference[1]).shape == (2, 3)
+
+
+def check_device(plan, device, precision):
+    """Agreement with fp32 on the CPU, and what a second gets done."""
+    network = random_network(plan, "lesion")
+    x = images((8, 16, 16), batch=8)
+    reference = TorchEngine(network, device="cpu", precision="fp32")(x)
+    engine = make_engine("torch", network, plan, device=device, precision=precision)
+    logits, evidence = engine(x)
+    on_cpu = logits.cpu(), Evidence(evidence.sums.cpu(), evidence.weights.cpu())
+    assert_agree(on_cpu, reference, tolerance={"fp32": 5e-3}.get(precision, 0.05))  # CUDA: TF32
+    start_s = time.perf_counter()
+    for _ in range(20):
+        engine(x)[0].cpu()
+    seconds = (time.perf_counter() - start_s) / 20
+    print(f"\n{device}, {precision}: {x.numel() / seconds / 1e6:.1f} million voxels a second")
+
+
+def test_a_device_is_checked_on_the_cpu_as_on_others(plan, capsys):
+    check_device(plan, "cpu", "fp32")
+    assert "million voxels a second" in capsys.readouterr().out
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_cuda_agrees_with_the_cpu(plan, precision):
+    check_device(plan, "cuda", precision)
 
 
 def openvino_engine(network, plan, **settings):
@@ -86,10 +115,16 @@ def test_openvino_answers_are_not_overwritten_by_the_next_call(plan):
 
 
 def test_openvino_says_nothing_to_anyone(plan, monkeypatch, tmp_path):
-    telemetry = pytest.importorskip("openvino_telemetry")
     monkeypatch.setenv("HOME", str(tmp_path))
     started = []
-    monkeypatch.setattr(telemetry.Telemetry, "init", lambda *_, **__: started.append(1))
+    try:
+        import openvino_telemetry
+    except ImportError:  # absent, or kept out by the export
+        pass
+    else:
+        monkeypatch.setattr(
+            openvino_telemetry.Telemetry, "init", lambda *_, **__: started.append(1)
+        )
     openvino_engine(random_network(plan, "none"), plan, precision="fp32")
     assert started == []
     assert not (tmp_path / "intel").exists()
