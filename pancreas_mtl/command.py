@@ -116,7 +116,7 @@ def _end_of_jobs(after_jobs: Callable[[Sequence[Job], Path], str] | None) -> lis
         for job in jobs:
             kind = UsageError if job.exit_code == EXIT_USAGE else CaseError
             if job.exit_code != 0:
-                errors.append(kind(f"job {job.number} ({' '.join(job.overrides)}): {job.error}"))
+                errors.append(kind(f"job {job.number}: {job.error}"))
     return errors
 
 
