@@ -98,8 +98,8 @@ bench: $(STAMP) $(NNUNET)/.ready  ## inference, data and training against stock 
 bench-accuracy: $(STAMP)  ## subtype heads on hard phantoms, three seeds each: hours on 2 cores
 	$(BIN)/python -m pancreas_mtl.bench_accuracy
 
-bench-nnunet: $(STAMP)  ## nnU-Net v2 on the phantoms of bench-accuracy, with the time that `lesion` took
-	$(BIN)/python docs/rivals/nnunet.py outputs/bench-accuracy/small lesion/seed0
+bench-nnunet: $(STAMP) $(NNUNET)/.ready  ## nnU-Net v2 on the phantoms of bench-accuracy, with the time that `lesion` took
+	$(BIN)/python docs/rivals/nnunet.py outputs/bench-accuracy/small lesion/seed0 --venv $(NNUNET)
 
 clean:  ## remove caches and outputs, but not .venv
 	rm -rf outputs multirun build .pytest_cache .mypy_cache .ruff_cache

@@ -2,10 +2,9 @@
 
     python docs/rivals/nnunet.py outputs/bench-accuracy/small lesion/seed0
 
-sets nnU-Net up in an environment of its own beside the phantoms, gives it the plan of that trial
-(spacing, patch, batch, channels) and the seconds that its training took, and evaluates what it says
-of the test cases, by its own program and by ours. What is done is kept. `--venv` names an
-environment that is there already; `--minutes` another budget.
+gives nnU-Net the plan of that trial (spacing, patch, batch, channels) and the seconds that its
+training took, and evaluates what it says of the test cases, by its own program and by ours. What is
+done is kept. `--venv` is its environment (`make bench-nnunet-env`), `--minutes` another budget.
 """
 
 import argparse
@@ -22,7 +21,6 @@ from pancreas_mtl.data.splits import make_splits
 from pancreas_mtl.evaluation.trials import Laboratory, Trial, seconds
 
 NAME, ID = "Dataset172_Phantom", "172"
-VERSION = "2.8.1"
 PLANS, TRAINER = "nnUNetPlans", "nnUNetTrainerBudget"
 MODEL = f"{TRAINER}__{PLANS}__3d_fullres"
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,8 +58,7 @@ def main():
     name, _, seed = options.trial.partition("/seed")
     trial, laboratory = Trial(name, int(seed), ()), Laboratory(options.output_dir)
     budget_s = 60 * options.minutes or seconds(trial, laboratory)["train"]
-    venv = options.venv or make_venv(home / "venv")
-    nnunet = NnUNet(home, venv, budget_s, options.steps)
+    nnunet = NnUNet(home, options.venv.absolute(), budget_s, options.steps)
     copy_phantoms(data, home / "raw" / NAME)
     prepare(nnunet, data, laboratory.folder(trial) / "run" / "plan.json")
     predictions = train_and_predict(nnunet, data / "test")
@@ -104,16 +101,8 @@ def arguments():
     parser.add_argument("trial", help="whose plan and training time it gets, such as lesion/seed0")
     parser.add_argument("--minutes", type=float, default=0.0, help="another budget of training")
     parser.add_argument("--steps", type=int, default=50, help="of one of its epochs")
-    parser.add_argument("--venv", type=Path, help="an environment with nnunetv2")
+    parser.add_argument("--venv", type=Path, default=Path(".nnunet"), help="where nnunetv2 is")
     return parser.parse_args()
-
-
-def make_venv(folder):
-    if not (folder / "bin" / "nnUNetv2_train").exists():
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, f"nnunetv2=={VERSION}"], check=True)
-    return folder
 
 
 def copy_phantoms(data, raw):
