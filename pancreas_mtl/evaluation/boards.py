@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import wandb
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from pancreas_mtl.evaluation.overlays import draw_overlays
@@ -88,6 +87,8 @@ def summary(metrics: Metrics) -> dict[str, float]:
 
 def _to_wandb(run: Any, metrics: Metrics, run_dir: Path, folder: Path) -> None:
     header = [*COLUMNS, *(f"p{subtype}" for subtype in range(NUM_SUBTYPES)), "picture"]
+    import wandb  # only where it is asked for: it reports to its makers
+
     table = wandb.Table(columns=header)
     for case, png in _cases(metrics, folder):
         table.add_data(*_row(case), None if png is None else wandb.Image(str(png)))

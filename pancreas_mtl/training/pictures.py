@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
-import wandb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from pytorch_lightning.callbacks import Callback
@@ -123,6 +122,8 @@ def show(loggers: Sequence[Logger], pictures: Mapping[str, Path], step: int) -> 
     """Send PNG files to every logger that takes pictures, under their names."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
+            import wandb  # only where it is asked for: it reports to its makers
+
             images = {name: wandb.Image(str(png)) for name, png in pictures.items()}
             logger.log_metrics(cast("dict[str, float]", images), step)
         elif isinstance(logger, TensorBoardLogger):

@@ -27,6 +27,8 @@ from pancreas_mtl.inference.writer import CaseRecord, append, close_output, open
 from pancreas_mtl.interop.convert import convert_dataset
 from pancreas_mtl.types import Case
 
+pytestmark = pytest.mark.slow
+
 LABELS = np.random.default_rng(0).integers(0, 3, (6, 9, 10)).astype(np.uint8)
 RECORD = CaseRecord("a", "a.nii.gz", (0.2, 0.3, 0.5), 0.1)
 

@@ -7,6 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trust.fuzz import SEEDS, TARGETS
 
+pytestmark = pytest.mark.slow
+
 MOST_BYTES = 2**26
 EXAMPLES = {"config": 40, "weights": 40, "dataset": 60, "journal": 60}
 

@@ -18,6 +18,8 @@ from pancreas_mtl.inference.predictor import PRESETS, Predictor
 from pancreas_mtl.inference.writer import open_output
 from pancreas_mtl.types import Evidence
 
+pytestmark = pytest.mark.slow
+
 ORIENTATIONS = [
     (axes, signs)
     for axes in itertools.permutations(range(3))

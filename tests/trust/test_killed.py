@@ -25,6 +25,8 @@ from pancreas_mtl.inference.predictor import Predictor
 from pancreas_mtl.inference.writer import close_output, open_output
 from pancreas_mtl.types import Case
 
+pytestmark = pytest.mark.slow
+
 LABELS = np.zeros((10, 9, 6), np.uint8)
 LABELS[2:8, 2:7, 1:5], LABELS[4:6, 4:6, 2:4] = 1, 2
 

@@ -14,6 +14,8 @@ from pancreas_mtl.losses.joint import LossConfig, joint_loss
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
 from pancreas_mtl.types import UNKNOWN, Batch, Case, Label
 
+pytestmark = pytest.mark.slow
+
 CONF = Path(__file__).resolve().parents[2] / "conf" / "augment"
 SHAPE = (2, 1, *PLAN.patch_size)
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from trust.faults import call, content, ct, save_ct
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 USAGE = {
