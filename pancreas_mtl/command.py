@@ -153,7 +153,7 @@ def one_line(error: Exception, config_name: str) -> str:
     )
     if choice:
         group, _, name = choice[1].rpartition("/")
-        options = choice[2].split("\n\n")[0].split()
+        options = choice[2].split("Config search path")[0].split()
         hint = did_you_mean(name, options)
         return f"{group}={name}: no such choice{hint}; choose one of: {', '.join(options)}"
     return " ".join(text.split())

@@ -47,6 +47,7 @@ def test_bad_usage_is_one_line_and_exit_code_2(
     assert result.code == 2, result.stderr
     assert message.format(**paths) in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
+    assert "search path" not in result.stderr
     assert sorted(tmp_path.rglob("*")) == before
 
 

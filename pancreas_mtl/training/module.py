@@ -115,7 +115,9 @@ class MultitaskModule(pl.LightningModule):
         self._log_losses(parts, len(batch.name))
         return parts.total
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> Validated:
+    def validation_step(  # type: ignore[override]  # Lightning hands any value to the callbacks
+        self, batch: Batch, batch_idx: int
+    ) -> Validated:
         """Predict one whole case and keep what the epoch's scores need."""
         network = cast("MultitaskUNet", self.averaged.module)
         whole = predict_windows(

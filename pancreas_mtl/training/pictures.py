@@ -110,7 +110,7 @@ def overlay(outputs: Validated, batch: Batch, intensity: Intensity, spacing_mm: 
     """One validated case (a batch of 1), at the plan's spacing, in three planes."""
     mask = batch.mask[0, 0].cpu().numpy()
     return mosaic(
-        batch.image[0, 0].float().cpu().numpy() * intensity.std_hu + intensity.mean_hu,
+        (batch.image[0, 0].float() * intensity.std_hu + intensity.mean_hu).cpu().numpy(),
         outputs.labels.cpu().numpy().astype(np.uint8),
         spacing_mm,
         reference=None if (mask == UNKNOWN).any() else mask.astype(np.uint8),
