@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,4 +48,4 @@ def _read(journal: Path) -> tuple[str, dict[str, int]]:
         facts = json.loads(journal.read_text())
         return facts["id"], facts["last_steps"]
     except (OSError, ValueError, KeyError):
-        return uuid.uuid4().hex[:8], {}
+        return os.environ.get("WANDB_RUN_ID", uuid.uuid4().hex[:8]), {}  # an agent's, in a sweep
