@@ -6,7 +6,7 @@ a string but the head's name, which is one of the built-in ones.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from pancreas_mtl.data.preprocess import IMAGE_ORDER
 from pancreas_mtl.inference.bundle import Bundle
 from pancreas_mtl.inference.predictor import PRESETS
-from pancreas_mtl.models.network import reductions
+from pancreas_mtl.models.network import NetworkConfig, reductions
 from pancreas_mtl.types import NUM_LABELS, NUM_SUBTYPES, Label
 
 _PARTS = "scripts.interop.monai_parts"
@@ -76,13 +76,11 @@ def _evaluator() -> dict[str, Any]:
 
 def _model(bundle: Bundle) -> dict[str, Any]:
     """The `NetworkConfig`, each value of the type that it must have."""
-    model = bundle.config["model"]
-    return {
-        "head": str(model["head"]),
-        "stages": [int(stage) for stage in model["stages"]],
-        "hidden": int(model["hidden"]),
-        "dropout": float(model["dropout"]),
-    }
+    given, values = bundle.config["model"], {}
+    for one in fields(NetworkConfig):
+        value, kind = given.get(one.name, one.default), type(one.default)
+        values[one.name] = [int(stage) for stage in value] if kind is tuple else kind(value)
+    return values
 
 
 def _preprocessing(bundle: Bundle) -> list[dict[str, Any]]:
