@@ -12,7 +12,8 @@ KEY_COLUMN, NAME_COLUMN = 36, 20
 FOOTER = """\
 KEY=A,B with -m runs every combination; --cfg job --resolve prints what would run; --hydra-help
 lists Hydra's own options. Completion by the Tab key: docs/how-to/command-line.md.
-Exit codes: 0 all done; 1 some cases failed, or a defect; 2 bad usage, nothing was done."""
+Exit codes: 0 all done; 1 some cases failed, or a defect; 2 bad usage, nothing was done;
+75 a signal interrupted it, and the same command goes on."""
 
 
 def help_text(command: str, purpose: str, arguments: Sequence[str]) -> str:
