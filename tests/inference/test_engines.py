@@ -92,6 +92,7 @@ def test_openvino_agrees_with_torch_at_any_size(plan, head):
         torch.testing.assert_close(engine.classify(reference[1]), network.classify(reference[1]))
 
 
+@pytest.mark.slow
 def test_openvino_in_bf16_agrees_or_is_refused(plan):
     openvino = pytest.importorskip("openvino")
     native = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -106,6 +107,7 @@ def test_openvino_in_bf16_agrees_or_is_refused(plan):
     assert_agree(engine(x), reference, tolerance=TOLERANCE["bf16"])
 
 
+@pytest.mark.slow
 def test_openvino_answers_are_not_overwritten_by_the_next_call(plan):
     engine = openvino_engine(random_network(plan, "lesion"), plan, precision="fp32")
     first = engine(images((8, 16, 16), 1))[0]
@@ -114,6 +116,7 @@ def test_openvino_answers_are_not_overwritten_by_the_next_call(plan):
     np.testing.assert_array_equal(first, kept)
 
 
+@pytest.mark.slow
 def test_openvino_says_nothing_to_anyone(plan, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     started = []
