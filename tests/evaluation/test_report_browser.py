@@ -73,9 +73,14 @@ def column(page, heading):
     return heads[index], [row.find_elements(By.XPATH, "./*")[index].text for row in rows]
 
 
+def is_ready(page):
+    viewer = find(page, "#viewer")
+    return viewer.is_displayed() and viewer.get_attribute("data-state") == "ready"
+
+
 def open_first(page):
     find(page, "#case-table tbody tr a").click()
-    wait(page, lambda p: find(p, "#viewer").get_attribute("data-state") == "ready")
+    wait(page, is_ready)
 
 
 def canvas_pixels(page):

@@ -230,7 +230,10 @@ const viewer = (() => {
   part("previous").addEventListener("click", () => step(-1));
   part("next").addEventListener("click", () => step(1));
   part("close").addEventListener("click", () => dialog.close());
-  dialog.addEventListener("close", () => history.replaceState(null, "", location.pathname));
+  dialog.addEventListener("close", () => {
+    dialog.dataset.state = "closed";
+    history.replaceState(null, "", location.pathname);
+  });
   dialog.addEventListener("input", paint);
   dialog.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
