@@ -30,6 +30,7 @@ class ResumableWandbLogger(WandbLogger):
         self.journal = journal
         self.run_id, self.last_steps = _read(journal)
         super().__init__(id=self.run_id, **options)
+        self._note()  # at once, so that a run that is killed before its first metric keeps its id
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -39,8 +40,12 @@ class ResumableWandbLogger(WandbLogger):
             if not metrics:
                 return
             self.last_steps |= dict.fromkeys(metrics, step)
-            write_json(self.journal, {"id": self.run_id, "last_steps": self.last_steps})
+            self._note()
         super().log_metrics(metrics, step)
+
+    @rank_zero_only
+    def _note(self) -> None:
+        write_json(self.journal, {"id": self.run_id, "last_steps": self.last_steps})
 
 
 def _read(journal: Path) -> tuple[str, dict[str, int]]:
