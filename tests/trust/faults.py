@@ -89,10 +89,10 @@ def predict(bundle: Path, source: Path, folder: Path, *more: str) -> Predicted:
     return Predicted(call("predict", f"model={bundle}", *quoted, *options), folder)
 
 
-def write_bundle(folder: Path) -> Path:
+def write_bundle(folder: Path, plan: Plan = PLAN) -> Path:
     torch.manual_seed(0)
-    network = MultitaskUNet(PLAN, NetworkConfig(**{**MODEL, "stages": (0, 1)}))
-    save_bundle(folder, network.state_dict(), PLAN, {"model": MODEL})
+    network = MultitaskUNet(plan, NetworkConfig(**{**MODEL, "stages": (0, 1)}))
+    save_bundle(folder, network.state_dict(), plan, {"model": MODEL})
     return folder
 
 

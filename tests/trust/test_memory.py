@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from trust.faults import ct, predict, save_ct
+from trust.faults import PLAN, ct, predict, save_ct, write_bundle
 
 from pancreas_mtl.data import images, pool
 from pancreas_mtl.data.pool import map_in_processes
@@ -41,13 +42,14 @@ for path in (small, large):
 
 
 @pytest.mark.slow
-def test_a_whole_body_ct_fits_into_8_gb(model, tmp_path):
+def test_a_whole_body_ct_fits_into_8_gb(tmp_path):
     """Peak memory per voxel, measured on an image of a fortieth of the size, at equal spacing.
 
     Voxels and their copy at the plan's spacing are all that grows with the image: docs/
     reliability.md has the measurement at full size.
     """
     shape = (128, 128, 480)
+    model = write_bundle(tmp_path / "bundle", replace(PLAN, patch_size=(32, 64, 64)))
     small = save_ct(tmp_path / "small.nii", ct((32, 32, 16)))
     large = save_ct(tmp_path / "large.nii", np.tile(ct((32, 32, 16)), (4, 4, 30)))
     result = subprocess.run(
@@ -62,7 +64,7 @@ def test_a_whole_body_ct_fits_into_8_gb(model, tmp_path):
     assert result.returncode == 0, result.stderr[-2000:]
     before, after = map(int, result.stdout.split())
     bytes_per_voxel = (after - before) / np.prod(shape)
-    assert 4 < bytes_per_voxel < 16
+    assert 4 < bytes_per_voxel < 20
     whole_gb = (before + bytes_per_voxel * WHOLE_BODY) / 1e9
     assert whole_gb < LIMIT_GB, f"{bytes_per_voxel:.1f} bytes a voxel"
 
