@@ -78,7 +78,8 @@ def _model(bundle: Bundle) -> dict[str, Any]:
     """The `NetworkConfig`, each value of the type that it must have."""
     given, values = bundle.config["model"], {}
     for one in fields(NetworkConfig):
-        value, kind = given.get(one.name, one.default), type(one.default)
+        kind: Any = type(one.default)
+        value = given.get(one.name, one.default)
         values[one.name] = [int(stage) for stage in value] if kind is tuple else kind(value)
     return values
 

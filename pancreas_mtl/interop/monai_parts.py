@@ -109,13 +109,14 @@ class ToSourceGridd(MapTransform):
         """A copy of `data` with labels in the place of logits."""
         done = dict(data)
         meta = done[self.image_key].meta
-        affine, shape = meta["source_affine"], tuple(int(n) for n in meta["source_shape"])
+        affine = meta["source_affine"]
+        d, h, w = (int(n) for n in meta["source_shape"])
         file_axes = "".join(aff2axcodes(np.asarray(meta["original_affine"])))
-        source = MetaTensor(torch.zeros(1, *shape), affine=affine)
+        source = MetaTensor(torch.zeros(1, d, h, w), affine=affine)
         orders = spline_orders(self.spacing_mm, _spacing_mm(source), order=1)
         for key in self.key_iterator(done):
             scores = WholeScores(done[key].cpu().numpy())
-            labels = clean_up(labels_at([scores], shape, orders=[orders]), **self.largest)
+            labels = clean_up(labels_at([scores], (d, h, w), orders=[orders]), **self.largest)
             oriented = MetaTensor(torch.from_numpy(labels)[None], meta=dict(meta))
             oriented.affine = affine
             done[key] = Orientation(axcodes=file_axes, labels=None)(oriented)

@@ -42,7 +42,8 @@ def write_onnx(bundle: Bundle, folder: Path) -> dict[str, Any]:
         classifier = folder / FILES["classifier"]
         _write(trace_classifier(bundle), classifier, kind.input_names, kind.output_names)
         _name_axes(classifier, dict.fromkeys((*kind.input_names, *kind.output_names), ("views",)))
-    parity = check_networks(bundle, _runner(window), classifier and _runner(classifier))
+    run_classifier = _runner(classifier) if classifier else None
+    parity = check_networks(bundle, _runner(window), run_classifier)
     runtime = f"onnxruntime {onnxruntime.__version__}, opset {OPSET}"
     return {"runtime": runtime, **parity}
 

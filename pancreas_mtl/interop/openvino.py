@@ -35,7 +35,8 @@ def write_openvino(bundle: Bundle, folder: Path) -> dict[str, Any]:
         kind = ExportableClassifier
         classifier = folder / FILES["classifier"]
         _write(trace_classifier(bundle), classifier, kind.input_names, kind.output_names)
-    parity = check_networks(bundle, _runner(window), classifier and _runner(classifier))
+    run_classifier = _runner(classifier) if classifier else None
+    parity = check_networks(bundle, _runner(window), run_classifier)
     return {"runtime": f"openvino {ov.__version__.split('-')[0]}, float32", **parity}
 
 
