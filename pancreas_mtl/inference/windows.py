@@ -73,7 +73,7 @@ class WindowScores:
         self._low = 0  # of the padded image, the first plane that is held
         self._total = self._image.new_zeros((NUM_LABELS, 0, *self._image.shape[1:]))
         self._mass = self._total[0]
-        self._gathered: list[Evidence] = []
+        self._evidence: Evidence | None = None
         self._attention: Tensor | None = None
 
     def planes(self, low: int, high: int) -> Tensor:
@@ -92,7 +92,8 @@ class WindowScores:
     def evidence(self) -> Evidence:
         """That of all windows together, one row per mirrored view, (V, F)."""
         self.planes(self.shape[1], self.shape[1])  # whatever nobody has asked for yet
-        return add_evidence(self._gathered)
+        assert self._evidence is not None
+        return self._evidence
 
     @property
     def attention(self) -> Tensor | None:
@@ -120,7 +121,8 @@ class WindowScores:
         weight = self._weight[first:]
         self._total[(slice(None), held, *plane)] += logits[:, first:] * weight
         self._mass[(held, *plane)] += weight
-        self._gathered.append(evidence)
+        before = [] if self._evidence is None else [self._evidence]
+        self._evidence = add_evidence([*before, evidence])  # a list would scatter the heap
         if seen is not None:
             if self._attention is None:
                 self._attention = self._image.new_zeros((len(seen), *self._image.shape))
