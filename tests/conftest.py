@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,13 @@ from pancreas_mtl.data.phantom import write_dataset
 from pancreas_mtl.inference.bundle import save_bundle
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
 from pancreas_mtl.types import Intensity, Plan
+
+# absl, which comes with TensorBoard and surface-distance, closes the stream that it found when it
+# was imported, here pytest's own, as soon as a command configures logging.
+with suppress(ImportError):
+    from absl import logging as absl_logging
+
+    absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 MODEL = {"head": "lesion", "stages": [0, 1], "hidden": 32, "dropout": 0.2, "detach_head": False}
 REPOSITORY = Path(__file__).resolve().parent.parent
