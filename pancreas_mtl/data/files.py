@@ -46,6 +46,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def is_leftover(path: Path) -> bool:
+    """Whether a file is the temporary one of a process that was killed while it wrote."""
+    return path.name.startswith(".") and path.suffix == ".tmp"
+
+
 def _to_disk(path: Path) -> None:
     """Wait until a file is on the disk, so that a power failure leaves the old one or the new."""
     handle = os.open(path, os.O_RDONLY)

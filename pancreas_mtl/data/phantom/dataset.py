@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from pancreas_mtl.data.files import write_text
+from pancreas_mtl.data.files import is_leftover, write_text
 from pancreas_mtl.data.phantom.files import (
     FORMAT,
     MAX_CASES,
@@ -110,6 +110,10 @@ def _check(plan: PhantomPlan) -> None:
             raise UsageError(f"{key}={getattr(plan, key)}: choose one of {', '.join(known)}")
 
 
+def _is_empty(folder: Path) -> bool:
+    return all(is_leftover(path) for path in folder.iterdir())
+
+
 def _claim(output_dir: Path, plan: PhantomPlan, *, overwrite: bool) -> None:
     """Leave in `output_dir` the manifest of this plan and no files of another."""
     manifest, wanted = output_dir / MANIFEST, asdict(plan)
@@ -124,7 +128,7 @@ def _claim(output_dir: Path, plan: PhantomPlan, *, overwrite: bool) -> None:
                 f"{wanted[key]}: give another output_dir, or overwrite=true"
             )
         _remove(PhantomPlan(**found), output_dir)
-    elif output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+    elif output_dir.exists() and not (output_dir.is_dir() and _is_empty(output_dir)):
         raise UsageError(f"{output_dir} holds something else: give an empty or new output_dir")
     _make_folder(output_dir)
     write_text(manifest, json.dumps(wanted, indent=2) + "\n")
