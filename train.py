@@ -46,7 +46,7 @@ def main(config: DictConfig) -> None:
         if trainer.is_global_zero:
             weights = averaged_weights(run_dir / "checkpoints" / "best.ckpt")
             save_bundle(run_dir / "bundle", weights, prepared.plan, build.plain(config))
-            page = finish_run(
+            finish_run(
                 run_dir,
                 dataset.part(dataset.split.validation),
                 task=build.settings(Task, config, "task"),
@@ -55,7 +55,6 @@ def main(config: DictConfig) -> None:
                 loggers=trainer.loggers,
                 step=trainer.global_step,
             )
-            print(f"bundle: {run_dir / 'bundle'}\nreport: {page}")
 
 
 if __name__ == "__main__":

@@ -204,8 +204,10 @@ def watched(tiny_quiz, tmp_path_factory):
     """A run that both wandb and TensorBoard watch, with pictures in every epoch."""
     output_dir = tmp_path_factory.mktemp("watched") / "run"
     both = ["logger=wandb", "logger.wandb.mode=offline", "logger.tensorboard=true"]
-    result = train(tiny_quiz, output_dir, *both, "pictures.every=1", "pictures.cases=1")
+    often = ["trainer.log_every_n_steps=1", "pictures.every=1", "pictures.cases=1"]
+    result = train(tiny_quiz, output_dir, *both, *often)
     assert "epoch 2 of 2: score " in result.stdout  # no terminal, so a log line
+    assert "whole-pancreas DSC" in result.stdout  # the table at the end
     return output_dir
 
 

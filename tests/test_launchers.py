@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -53,8 +54,9 @@ def wait_for(path, process):
 def jobs_of(process):
     """The processes that submitit's controllers have started, each a job."""
     for child in psutil.Process(process.pid).children(recursive=True):
-        if "submitit.core._submit" in " ".join(child.cmdline()):
-            yield child
+        with suppress(psutil.NoSuchProcess):  # it may have ended by now
+            if "submitit.core._submit" in " ".join(child.cmdline()):
+                yield child
 
 
 def table(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pancreas_mtl.evaluation.held_out import calibrate, predict_held_out
 from pancreas_mtl.evaluation.references import Reference
 from pancreas_mtl.evaluation.report import write_report
 from pancreas_mtl.evaluation.results import write_metrics
+from pancreas_mtl.evaluation.table import render_table
 from pancreas_mtl.evaluation.task import Task
 from pancreas_mtl.inference.bundle import save_card
 from pancreas_mtl.inference.calibration import save_calibration
@@ -29,8 +31,10 @@ def finish_run(
     workers: int,
     loggers: Sequence[Logger],
     step: int,
-) -> Path:
+) -> None:
     """Predict the cases with the run's bundle, calibrate it on them, evaluate, draw and report.
+
+    Ends with the table of the results, and says where they are.
 
     Args:
         run_dir: holds `bundle/`.
@@ -40,9 +44,6 @@ def finish_run(
         workers: processes that evaluate and draw.
         loggers: are told the result.
         step: of the training, for the loggers.
-
-    Returns:
-        The report.
     """
     bundle, oof, calibrated = (run_dir / name for name in ("bundle", "oof", "validation"))
     references = [Reference(case.name, case.mask, case.subtype) for case in validation]
@@ -54,4 +55,6 @@ def finish_run(
     save_card(bundle, origin=origin, metrics=metrics.as_json())
     draw_results(metrics, run_dir, references, workers=workers)
     log_results(loggers, metrics, run_dir, step=step)
-    return write_report([run_dir], run_dir, workers=workers)
+    page = write_report([run_dir], run_dir, workers=workers)
+    print("validation cases, by which the checkpoint was chosen and its probabilities calibrated:")
+    print(render_table(metrics, artefacts=[bundle, page], colour=sys.stdout.isatty()), end="")

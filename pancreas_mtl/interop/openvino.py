@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import openvino as ov
+from openvino.frontend import FrontEndManager
+from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 from torch.export import ExportedProgram
 
 from pancreas_mtl.inference.bundle import Bundle
+from pancreas_mtl.inference.engines.openvino_engine import core
 from pancreas_mtl.inference.exportable import (
     INPUT_NAME,
     ExportableClassifier,
@@ -43,9 +46,12 @@ def write_openvino(bundle: Bundle, folder: Path) -> dict[str, Any]:
 def _write(
     program: ExportedProgram, path: Path, inputs: tuple[str, ...], outputs: tuple[str, ...]
 ) -> None:
+    """Through the front end itself: `openvino.convert_model` would report its use to Intel."""
+    front_end = FrontEndManager().load_by_framework("pytorch")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about its own parts
-        model = ov.convert_model(program)
+        decoder = TorchFXPythonDecoder.from_exported_program(program)
+        model = front_end.convert(front_end.load(decoder))
     for ports, names in ((model.inputs, inputs), (model.outputs, outputs)):
         for port, name in zip(ports, names, strict=True):
             port.get_tensor().set_names({name})
@@ -54,5 +60,5 @@ def _write(
 
 def _runner(path: Path) -> Run:
     """Compiled in float32, since OpenVINO takes bf16 by itself where the CPU has it."""
-    compiled = ov.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda arrays: list(compiled(list(arrays)).to_tuple())

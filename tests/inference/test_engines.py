@@ -1,5 +1,7 @@
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from pancreas_mtl.inference.engines import TorchEngine, make_engine
 from pancreas_mtl.inference.engines.slim import drop_zero_planes
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
 from pancreas_mtl.types import Evidence
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -94,8 +98,10 @@ def test_openvino_agrees_with_torch_at_any_size(plan, head):
 
 @pytest.mark.slow
 def test_openvino_in_bf16_agrees_or_is_refused(plan):
-    openvino = pytest.importorskip("openvino")
-    native = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    pytest.importorskip("openvino")
+    from pancreas_mtl.inference.engines.openvino_engine import core
+
+    native = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     network, x = random_network(plan, "lesion"), images((8, 16, 16))
     if not native:
         with pytest.raises(UsageError, match="precision=bf16: this CPU has no bf16"):
@@ -114,6 +120,29 @@ def test_openvino_answers_are_not_overwritten_by_the_next_call(plan):
     kept = first.clone()
     engine(torch.zeros(1, 1, 8, 16, 16))
     np.testing.assert_array_equal(first, kept)
+
+
+TWO_ENGINES = """
+import gc, signal, sys
+from pathlib import Path
+from pancreas_mtl.inference.bundle import load_bundle
+from pancreas_mtl.inference.engines.openvino_engine import OpenVinoEngine
+bundle = load_bundle(Path(sys.argv[1]))
+engines = [OpenVinoEngine(bundle.network, bundle.plan) for _ in range(2)]
+while engines:
+    engines.pop(0)
+    gc.collect()
+signal.signal(signal.SIGTERM, lambda *_: print("heard"))
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_after_engines_that_are_gone_is_heard(bundle):
+    pytest.importorskip("openvino")
+    command = [sys.executable, "-c", TWO_ENGINES, bundle]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr[-2000:]
 
 
 @pytest.mark.slow

@@ -161,12 +161,14 @@ def test_the_example_predicts_a_case_from_the_export_alone(onnx_folder, ct, expe
 
 @pytest.mark.slow
 def test_openvino_agrees_at_any_size(model, tmp_path_factory):
-    ov = pytest.importorskip("openvino", reason="needs the extra openvino")
+    pytest.importorskip("openvino", reason="needs the extra openvino")
+    from pancreas_mtl.inference.engines.openvino_engine import core
+
     folder = exported(model, "openvino", tmp_path_factory)
     network = load_bundle(model).network
     exact = {"INFERENCE_PRECISION_HINT": "f32"}
-    window = ov.compile_model(folder / "window.xml", "CPU", exact)
-    classifier = ov.compile_model(folder / "classifier.xml", "CPU", exact)
+    window = core().compile_model(folder / "window.xml", "CPU", exact)
+    classifier = core().compile_model(folder / "classifier.xml", "CPU", exact)
     image = torch.randn(3, 1, 6, 12, 20)
     with torch.inference_mode():
         logits, sums, weights = ExportableWindow(network)(image)

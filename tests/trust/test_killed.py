@@ -31,13 +31,21 @@ LABELS = np.zeros((10, 9, 6), np.uint8)
 LABELS[2:8, 2:7, 1:5], LABELS[4:6, 4:6, 2:4] = 1, 2
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A forked child has one thread, and sums of two threads end in other digits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def killed_at(count, work, *, before):
     """Whether `work`, in a child of its own, came to its `count`-th rename and died there."""
     child = os.fork()
     if child == 0:
         try:
             signal.alarm(120)  # a child must not outlive the test
-            torch.set_num_threads(1)
             _die_at_rename(count, before=before)
             work()
         except BaseException:
@@ -257,7 +265,6 @@ def test_a_damaged_journal_costs_work_but_no_case(model, tmp_path, damage):
 
 def test_two_runs_on_one_cache_do_not_disturb_each_other(cases, tmp_path):
     def work(folder):
-        torch.set_num_threads(1)
         preprocess(cases, PLAN, folder, workers=1)
 
     fork = multiprocessing.get_context("fork")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -47,9 +48,8 @@ class OpenVinoEngine:
     ) -> None:
         if device not in ("auto", "cpu"):
             raise UsageError(f"device={device}: engine=openvino runs on the CPU; use device=cpu")
-        core = ov.Core()
         self.device = torch.device("cpu")
-        self.precision = choose_precision(core, precision)
+        self.precision = choose_precision(precision)
         self.network = network.to(self.device).eval()
         settings = {
             "CACHE_DIR": str(cache_dir()),
@@ -57,7 +57,7 @@ class OpenVinoEngine:
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
-        self._compiled = core.compile_model(openvino_model(self.network, plan), "CPU", settings)
+        self._compiled = core().compile_model(openvino_model(self.network, plan), "CPU", settings)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Evidence]:
         """Logits (B, C, D, H, W) and evidence (B, F) of windows (B, 1, D, H, W)."""
@@ -97,9 +97,20 @@ def openvino_model(network: MultitaskUNet, plan: Plan) -> ov.Model:
     return model
 
 
-def choose_precision(core: ov.Core, precision: Precision) -> str:
+@cache
+def core() -> ov.Core:
+    """OpenVINO, once in a process.
+
+    Each `ov.Core` gives the thread a stack for signal handlers, and puts back the one from before
+    when it goes. Two that go in the order in which they came put back one that is gone: the next
+    signal is a segmentation fault.
+    """
+    return ov.Core()
+
+
+def choose_precision(precision: Precision) -> str:
     """The precision that `precision` means on this CPU; OpenVINO itself would go on in fp32."""
-    native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    native = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision == "auto":
         return "bf16" if native else "fp32"
     if precision not in _NAMES:
