@@ -56,6 +56,21 @@ def machine() -> dict[str, str]:
     }
 
 
+def peak_memory_gb() -> dict[str, float] | None:
+    """Resident memory at its peak, in GB: of this process, and of the largest it has waited for.
+
+    Unknown on Windows. Pages of mapped files count while they are mapped.
+    """
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    parts = {"process": resource.RUSAGE_SELF, "largest_child": resource.RUSAGE_CHILDREN}
+    peaks = {name: resource.getrusage(who).ru_maxrss for name, who in parts.items()}
+    return {name: round(peak * unit / 1e9, 3) for name, peak in peaks.items()}
+
+
 def _git(root: Path, *arguments: str) -> str:
     try:
         done = subprocess.run(

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from pancreas_mtl.command import is_first_process
 from pancreas_mtl.data.files import write_json
 from pancreas_mtl.interruption import Interrupted
-from pancreas_mtl.provenance import code_state, machine, package_versions
+from pancreas_mtl.provenance import code_state, machine, package_versions, peak_memory_gb
 
 SCHEMA = 1
 BOOKKEEPING = ("output_dir", "resume", "overwrite", "workers", "print_config", "logger", "hydra")
@@ -89,7 +89,8 @@ def recorded(config: DictConfig, run_dir: Path) -> Iterator[None]:
         what = " ".join(f"{type(error).__name__}: {error}".split())
         note(run_dir, status="failed", error=what, ended=_now())
         raise
-    note(run_dir, status="finished", error=None, ended=_now())
+    peak = peak_memory_gb()
+    note(run_dir, status="finished", error=None, ended=_now(), peak_memory_gb=peak)
 
 
 def data_fingerprint(entries: Iterable[tuple[str, str]]) -> str:

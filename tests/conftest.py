@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import logging
 import os
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 # Workers that run tests side by side share the cores; libraries read this when they are loaded.
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
@@ -21,7 +18,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 
 from pancreas_mtl.data.files import one_at_a_time
 from pancreas_mtl.data.phantom import write_dataset
@@ -78,38 +74,6 @@ def write_nifti():
         return path
 
     return write
-
-
-class Finished(NamedTuple):
-    """What a command left in the terminal, as far as this matters to its caller."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def run_command(monkeypatch, capsys):
-    """A function that runs a command in this process: `run_command("train", "fold=9")`."""
-
-    def run(module: str, *arguments: object) -> Finished:
-        root = logging.getLogger()
-        handlers, level = root.handlers[:], root.level
-        monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
-        main = importlib.import_module(module).main
-        GlobalHydra.instance().clear()
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        finally:
-            root.handlers[:] = handlers
-            root.setLevel(level)
-        return Finished(code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture

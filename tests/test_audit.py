@@ -1,21 +1,8 @@
 import json
-import sys
 
 import numpy as np
 import pytest
-
-from pancreas_mtl.audit import main
-
-
-def run(monkeypatch, capsys, *overrides):
-    """Exit code, and what the command printed on either stream."""
-    monkeypatch.setattr(sys, "argv", ["audit", *map(str, overrides)])
-    try:
-        main()
-        code = 0
-    except SystemExit as stop:
-        code = stop.code
-    return code, *capsys.readouterr()
+from commands import call
 
 
 @pytest.fixture
@@ -32,27 +19,27 @@ def quiz(tmp_path, write_nifti):
     return tmp_path / "data set"
 
 
-def test_a_sound_dataset(monkeypatch, capsys, quiz, tmp_path):
+def test_a_sound_dataset(quiz, tmp_path):
     common = "data=quiz", f"data.root={quiz}", f"output_dir={tmp_path / 'out'}", "workers=1"
-    code, text, _ = run(monkeypatch, capsys, *common)
+    code, text, _ = call("pancreas_mtl.audit", *common)
     assert (code, text.splitlines()[-1]) == (
         0, "2 cases (2 train, 0 validation, 0 test): 0 errors, 0 warnings",
     )  # fmt: skip
     assert json.loads((tmp_path / "out" / "audit.json").read_text())["n_errors"] == 0
 
 
-def test_errors_give_exit_code_1_and_fix_a_mended_copy(monkeypatch, capsys, quiz, tmp_path):
+def test_errors_give_exit_code_1_and_fix_a_mended_copy(quiz, tmp_path):
     bad = quiz / "train" / "subtype1" / "quiz_1_002_0000.nii.gz"
     bad.write_bytes(b"")
     out = tmp_path / "out"
     common = "data=quiz", f"data.root={quiz}", f"output_dir={out}", "workers=1"
-    code, text, error = run(monkeypatch, capsys, *common)
+    code, text, error = call("pancreas_mtl.audit", *common)
     assert code == 1
     assert f"quiz_1_002: {bad} is truncated or damaged" in text
     assert "1 errors in 1 cases, 0 warnings: mend them, or write" in error.splitlines()[-1]
     assert not (out / "fixed").exists()
 
-    code, text, error = run(monkeypatch, capsys, *common, "fix=true")
+    code, text, error = call("pancreas_mtl.audit", *common, "fix=true")
     assert code == 1
     assert "left out: unreadable_image (1): quiz_1_002" in text
     assert error.splitlines()[-1] == "audit: 1 of 2 cases, or their masks, had to be left out"
@@ -60,7 +47,8 @@ def test_errors_give_exit_code_1_and_fix_a_mended_copy(monkeypatch, capsys, quiz
     assert repairs == {"quiz_1_001": "copied", "quiz_1_002": "left out: unreadable_image"}
 
     fixed = f"data.root={out / 'fixed'}"
-    assert run(monkeypatch, capsys, "data=quiz", fixed, f"output_dir={tmp_path / 'again'}")[0] == 0
+    again = f"output_dir={tmp_path / 'again'}"
+    assert call("pancreas_mtl.audit", "data=quiz", fixed, again).code == 0
 
 
 @pytest.mark.parametrize(
@@ -74,10 +62,8 @@ def test_errors_give_exit_code_1_and_fix_a_mended_copy(monkeypatch, capsys, quiz
         (["data=quiz", "data.root={quiz}", "fix=true", "output_dir={quiz}"], "give output_dir"),
     ],
 )
-def test_bad_usage_is_one_line_and_exit_code_2(
-    monkeypatch, capsys, quiz, tmp_path, overrides, message
-):
+def test_bad_usage_is_one_line_and_exit_code_2(monkeypatch, quiz, tmp_path, overrides, message):
     monkeypatch.chdir(tmp_path)
-    code, _, error = run(monkeypatch, capsys, *(item.format(quiz=quiz) for item in overrides))
+    code, _, error = call("pancreas_mtl.audit", *(item.format(quiz=quiz) for item in overrides))
     assert code == 2
     assert message.format(quiz=quiz) in error.splitlines()[-1]

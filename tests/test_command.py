@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import call
 from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,14 +37,12 @@ ROOT = Path(__file__).resolve().parent.parent
         (["pancreas_mtl.phantom", "output_dir={tmp}/p", "num_train=-3"], "num_train=-3"),
     ],
 )
-def test_bad_usage_is_one_line_and_exit_code_2(
-    arguments, message, run_command, tmp_path, tiny_quiz
-):
+def test_bad_usage_is_one_line_and_exit_code_2(arguments, message, tmp_path, tiny_quiz):
     before = sorted(tmp_path.rglob("*"))
     paths = {"tmp": str(tmp_path), "quiz": str(tiny_quiz)}
     if arguments[0] == "train":
         arguments = [*arguments, "output_dir={tmp}/run", "paths.outputs={tmp}/o"]
-    result = run_command(*(argument.format(**paths) for argument in arguments))
+    result = call(*(argument.format(**paths) for argument in arguments))
     assert result.code == 2, result.stderr
     assert message.format(**paths) in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
@@ -52,16 +51,16 @@ def test_bad_usage_is_one_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize("command", ["train", "predict"])
-def test_help_shows_the_choices(command, run_command):
-    result = run_command(command, "--help")
+def test_help_shows_the_choices(command):
+    result = call(command, "--help")
     assert result.code == 0
     for word in ("output_dir", "precision"):
         assert word in result.stdout
 
 
-def test_print_config_prints_and_stops(run_command, tmp_path):
+def test_print_config_prints_and_stops(tmp_path):
     folder = f"output_dir={tmp_path / 'run'}"
-    result = run_command("train", "print_config=true", "experiment=aggressive", "seed=3", folder)
+    result = call("train", "print_config=true", "experiment=aggressive", "seed=3", folder)
     assert result.code == 0
     printed = OmegaConf.create(result.stdout)
     assert printed.seed == 3

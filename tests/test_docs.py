@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from commands import call
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
@@ -208,14 +209,14 @@ class Sandbox:
             word = re.sub(rf"(?<![\w/]){name}(?![\w.])", str(path), word)
         return word
 
-    def run(self, text: str, run_command) -> None:
+    def run(self, text: str) -> None:
         """Run a command after what it builds on, unless it has been run before."""
         if text in self.done:
             return
         self.done.add(text)
         for part, first in FIRST.items():
             if part in text:
-                self.run(first, run_command)
+                self.run(first)
         words = [self.path(word) for word in shlex.split(text)]
         if words[0] == "tar":
             subprocess.run(words, check=True, cwd=self.folder)
@@ -224,7 +225,7 @@ class Sandbox:
         module, arguments = words[1].removesuffix(".py"), words[2:]
         if module == "-m":
             module, *arguments = arguments
-        finished = run_command(module, *self.tiny(module.rpartition(".")[2], arguments))
+        finished = call(module, *self.tiny(module.rpartition(".")[2], arguments))
         assert finished.code == 0, f"{text}: {finished.stderr[-2000:]}"
 
     def tiny(self, name: str, arguments: list[str]) -> list[str]:
@@ -244,7 +245,7 @@ def sandbox(tiny_quiz, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_command_runs(page, sandbox, write_series, run_command, monkeypatch):
+def test_every_command_runs(page, sandbox, write_series, monkeypatch):
     """README first, for it trains the bundle that the other pages use."""
     if (name := str(page.relative_to(ROOT))) in ELSEWHERE:
         assert (ROOT / ELSEWHERE[name]).exists()
@@ -263,7 +264,7 @@ def test_every_command_runs(page, sandbox, write_series, run_command, monkeypatc
         elif named := EXTRA.search(command.text):
             assert set(named[1].split(",")) <= set(extras), command.text
         else:
-            sandbox.run(command.text, run_command)
+            sandbox.run(command.text)
 
 
 # The examples in Python

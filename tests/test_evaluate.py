@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import numpy as np
 import pytest
-
-from pancreas_mtl.evaluate import main
+from commands import call
 
 
 @pytest.fixture
@@ -26,19 +24,13 @@ def folders(tmp_path, write_nifti):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, folders):
-    """A function that runs the command in this process: exit code, what it printed, its error."""
+def run(folders):
+    """A function that runs the command on some of the folders."""
 
     def command(*overrides, given=("predictions", "references", "output_dir")):
         paths = [f"{key}={folders / key.removesuffix('_dir')}" for key in given]
         common = ["workers=1", "task.bootstrap_resamples=20"]
-        monkeypatch.setattr(sys, "argv", ["evaluate", *common, *paths, *overrides])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
+        return call("pancreas_mtl.evaluate", *common, *paths, *overrides)
 
     return command
 

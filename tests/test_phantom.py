@@ -1,26 +1,16 @@
-import sys
+from functools import partial
 
 import pytest
+from commands import call
 
-from pancreas_mtl import phantom
 from pancreas_mtl.data.cases import read_cases
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path, capsys):
-    """A function that runs the command in a folder of its own: exit code, output, errors."""
-
-    def run_command(*arguments):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["phantom", *arguments])
-        code = 0
-        try:
-            phantom.main()
-        except SystemExit as stop:
-            code = stop.code
-        return (code, *capsys.readouterr())
-
-    return run_command
+def run(monkeypatch, tmp_path):
+    """A function that runs the command in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    return partial(call, "pancreas_mtl.phantom")
 
 
 def test_command_writes_a_dataset_and_says_where(run, tmp_path):

@@ -32,6 +32,7 @@ def test_a_record_tells_how_the_run_was_made_and_how_it_ended(tmp_path):
     assert record["seed"] == 1
     assert record["packages"]["torch"]
     assert record["data"] == {"fingerprint": "abc"}
+    assert 0.05 < record["peak_memory_gb"]["process"] < 100
     assert (tmp_path / "git.diff").exists()
 
 

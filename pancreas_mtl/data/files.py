@@ -161,7 +161,7 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files that a killed process left in a folder which is now ours."""
-    for path in folder.glob(".*.tmp"):
+    for path in filter(is_leftover, folder.iterdir()):
         path.unlink(missing_ok=True)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
+
+from pancreas_mtl.data.files import write_csv
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +38,8 @@ class History(Callback):
 
     def _write(self) -> None:
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns, restval="")
-            writer.writeheader()
-            for row in self.rows:
-                writer.writerow({k: f"{v:.6g}" for k, v in row.items()})
-        os.replace(temporary, self.path)
+        rows = [[f"{row[key]:.6g}" if key in row else "" for key in columns] for row in self.rows]
+        write_csv(self.path, columns, rows)
 
     def state_dict(self) -> dict[str, Any]:
         """The rows so far."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import torch
 from lightning_fabric.plugins.io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 
+from pancreas_mtl.data.files import atomic_path, remove_leftovers
 from pancreas_mtl.interruption import Interrupted, note_signals
 
 EVERY_S = 300.0
@@ -145,15 +145,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        """Write beside the file, flush to the disk, rename."""
+        """Write beside the file, flush to the disk, rename.
+
+        Raises:
+            CaseError: the disk is full, or the folder cannot be written to.
+        """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp")
-        with temporary.open("wb") as file:
+        remove_leftovers(target.parent)
+        with atomic_path(target) as temporary, temporary.open("wb") as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
 
 
 def quiet_about_resuming() -> None:

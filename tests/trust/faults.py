@@ -1,22 +1,17 @@
-"""What the tests of this folder share: commands in this process, small CTs, a full disk."""
+"""What the tests of this folder share: predictions, small CTs, a full disk."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-import io
 import json
-import logging
 import resource
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
-import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
+from commands import Finished, call
 
 from pancreas_mtl.inference.bundle import save_bundle
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
@@ -33,37 +28,6 @@ PLAN = Plan(
     strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)),
     intensity=Intensity(mean_hu=60.0, std_hu=50.0, low_hu=-100.0, high_hu=250.0),
 )
-
-
-class Finished(NamedTuple):
-    code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def last_line(self) -> str:
-        return self.stderr.strip().splitlines()[-1]
-
-
-def call(module: str, *arguments: object) -> Finished:
-    """Run a command in this process, from a fixture of any scope."""
-    root, out, err = logging.getLogger(), io.StringIO(), io.StringIO()
-    handlers, level = root.handlers[:], root.level
-    main = importlib.import_module(module).main
-    GlobalHydra.instance().clear()
-    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
-        patch.setattr(sys, "argv", [module, *map(str, arguments)])
-        stack.enter_context(contextlib.redirect_stdout(out))
-        stack.enter_context(contextlib.redirect_stderr(err))
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        finally:
-            root.handlers[:] = handlers
-            root.setLevel(level)
-    return Finished(code, out.getvalue(), err.getvalue())
 
 
 class Predicted(NamedTuple):

@@ -25,6 +25,7 @@ from pancreas_mtl.inference.bundle import Calibration, save_bundle, save_calibra
 from pancreas_mtl.inference.pictures import mosaic, save_png
 from pancreas_mtl.inference.writer import CaseRecord, append, close_output, open_output
 from pancreas_mtl.interop.convert import convert_dataset
+from pancreas_mtl.training.last_checkpoint import AtomicCheckpointIO
 from pancreas_mtl.types import Case
 
 pytestmark = pytest.mark.slow
@@ -100,8 +101,12 @@ def table(image, folder):
     write_csv(folder / "metrics.csv", ["epoch"], [[n] for n in range(99)])
 
 
+def checkpoint(image, folder):
+    AtomicCheckpointIO().save_checkpoint({"x": torch.zeros(10**5)}, folder / "last.ckpt")
+
+
 WRITES = [mask, volume, cache, picture, journal, tables, plan, splits, bundle, calibration,
-          document, table]  # fmt: skip
+          document, table, checkpoint]  # fmt: skip
 
 
 @pytest.mark.parametrize("before", ["nothing", "something"])

@@ -9,8 +9,9 @@ import tracemalloc
 import pytest
 import torch
 import yaml
+from commands import call
 from safetensors.torch import load_file, save_file
-from trust.faults import MODEL, call, content, predict, save_ct
+from trust.faults import MODEL, content, predict, save_ct
 
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.inference.bundle import load_bundle

@@ -8,9 +8,10 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
+from commands import call
 from hypothesis import given
 from hypothesis import strategies as st
-from trust.faults import AFFINE, call, content, ct, predict, save_ct
+from trust.faults import AFFINE, content, ct, predict, save_ct
 
 from pancreas_mtl.data.cases import read_cases, read_subtypes
 from pancreas_mtl.data.images import find_images

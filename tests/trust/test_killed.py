@@ -13,7 +13,8 @@ import signal
 import numpy as np
 import pytest
 import torch
-from trust.faults import MODEL, PLAN, call, content, ct, predict, save_ct
+from commands import call
+from trust.faults import MODEL, PLAN, content, ct, predict, save_ct
 
 from pancreas_mtl.data.files import claimed, make_folder
 from pancreas_mtl.data.phantom import write_dataset

@@ -8,7 +8,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
-from trust.faults import call, predict, save_ct
+from commands import call
+from trust.faults import predict, save_ct
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from trust.faults import call, content, ct, save_ct
+from commands import call
+from trust.faults import content, ct, save_ct
 
 pytestmark = pytest.mark.slow
 
