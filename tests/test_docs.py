@@ -29,7 +29,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TINY = {
     "plan": "small",
     "plan.base_channels": "8",
-    "plan.patch_size": "[16,32,48]",
+    "plan.spacing_mm": "[6,4,4]",
+    "plan.patch_size": "[16,32,32]",
     "trainer": "cpu",
     "trainer.max_epochs": "1",
     "sampling.steps_per_epoch": "1",
