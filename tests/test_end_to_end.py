@@ -1,18 +1,17 @@
 """From phantoms to a report, by the very commands of the README; and one real CT."""
 
 import csv
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-from importlib.util import spec_from_file_location
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb_file import read_runs
 
 from pancreas_mtl.data.images import read_image, read_mask
 from pancreas_mtl.data.phantom import write_dataset
@@ -46,14 +45,6 @@ def run(*arguments, code=0):
     )
     assert result.returncode == code, result.stderr[-3000:]
     return result
-
-
-def read_wandb(folder):
-    path = ROOT / "tests" / "training" / "wandb_file.py"
-    module = importlib.util.module_from_spec(spec := spec_from_file_location("wandb_file", path))
-    sys.modules["wandb_file"] = module  # its dataclass looks there for its annotations
-    spec.loader.exec_module(module)
-    return module.read_run(folder)
 
 
 def train(quiz, output_dir, *more, code=0):
@@ -226,7 +217,7 @@ RESULTS = {
 
 
 def test_wandb_gets_what_the_dashboards_name(watched):
-    run = read_wandb(watched / "wandb")
+    (run,) = read_runs(watched / "wandb")
     assert set(run.summary) >= CURVES | RESULTS
     assert len(run.curve("val/score")) == 2
     metrics = json.loads((watched / "metrics.json").read_text())

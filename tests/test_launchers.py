@@ -15,6 +15,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
+from wandb_file import read_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_S = 1500
@@ -117,6 +118,7 @@ def test_launchers_name_what_their_plugin_takes(name, launcher):
 @pytest.mark.slow
 def test_a_job_that_is_preempted_is_queued_again_and_goes_on_as_the_same_run(box_quiz, tmp_path):
     arguments = ["fold=0,9", "logger=wandb", "logger.wandb.mode=offline"]
+    arguments.append("trainer.log_every_n_steps=1")
     log = tmp_path / "log"
     with log.open("w") as file:
         process = subprocess.Popen(
@@ -136,11 +138,20 @@ def test_a_job_that_is_preempted_is_queued_again_and_goes_on_as_the_same_run(box
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "finished"
     assert len(record["resumed"]) == 1
-    assert json.loads((run / "wandb.json").read_text())["id"] == before["id"]
+    assert_one_wandb_run(run / "wandb", before["id"])
     assert [job["state"] for job in table(tmp_path)] == ["done", "failed (2)"]
     with (run / "metrics.csv").open() as file:
         epochs = [row["epoch"] for row in csv.DictReader(file)]
     assert epochs == ["0", "1", "2", "3"]
+
+
+def assert_one_wandb_run(folder, identity):
+    """Both parts belong to one run, and no step is in both."""
+    parts = read_runs(folder)
+    assert [part.id for part in parts] == [identity] * 2
+    before, after = ([step for step, _ in part.curve("train/loss_step")] for part in parts)
+    assert before
+    assert sorted(before + after) == list(range(16))
 
 
 def _wait_for_run(folder, process):

@@ -20,6 +20,7 @@ FULL, FIRST, _MIDDLE, LAST = 1, 2, 3, 4
 class OfflineRun:
     """The content of a run: history row by row, the last summary, configuration, artifacts."""
 
+    id: str = ""
     name: str = ""
     group: str = ""
     tags: list = field(default_factory=list)
@@ -34,15 +35,19 @@ class OfflineRun:
         return [(row["trainer/global_step"], row[name]) for row in self.history if name in row]
 
 
-def read_run(folder: Path) -> OfflineRun:
-    """Read the one `offline-run-*` below a run's `wandb/` folder."""
-    (path,) = folder.glob("offline-run-*/*.wandb")
+def read_runs(folder: Path) -> list[OfflineRun]:
+    """Read every `offline-run-*` in a run's `wandb/`: one for each time it was started."""
+    return [_read_run(path) for path in sorted(folder.glob("offline-run-*/*.wandb"))]
+
+
+def _read_run(path: Path) -> OfflineRun:
     run = OfflineRun()
     for data in _records(path.read_bytes()):
         record = Record()
         record.ParseFromString(data)
         kind = record.WhichOneof("record_type")
         if kind == "run":
+            run.id = record.run.run_id
             run.name, run.group = record.run.display_name, record.run.run_group
             run.tags = list(record.run.tags)
             run.config |= _values(record.run.config.update)
