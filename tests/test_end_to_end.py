@@ -199,7 +199,10 @@ def watched(tiny_quiz, tmp_path_factory):
     often = ["trainer.log_every_n_steps=1", "pictures.every=1", "pictures.cases=1"]
     result = train(tiny_quiz, output_dir, *both, *often)
     assert "epoch 2 of 2: score " in result.stdout  # no terminal, so a log line
+    assert "training on cpu in " in result.stdout
     assert "whole-pancreas DSC" in result.stdout  # the table at the end
+    assert "litlogger" not in result.stdout + result.stderr  # no advertisement
+    assert "LeafSpec" not in result.stderr  # nor what concerns Lightning alone
     return output_dir
 
 

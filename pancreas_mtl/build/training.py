@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,14 +33,15 @@ from pancreas_mtl.training.last_checkpoint import (
     AtomicCheckpointIO,
     LastCheckpoint,
     ResumableEarlyStopping,
-    quiet_about_resuming,
 )
 from pancreas_mtl.training.loggers import ResumableWandbLogger
 from pancreas_mtl.training.module import MultitaskModule, OptimizerConfig
 from pancreas_mtl.training.pictures import PictureConfig, Pictures
-from pancreas_mtl.training.progress import ProgressBar, ProgressLog
+from pancreas_mtl.training.progress import ProgressBar, ProgressLog, quiet_lightning
 from pancreas_mtl.training.warm_start import WarmStart, warm_start
 from pancreas_mtl.types import Plan
+
+log = logging.getLogger(__name__)
 
 SCORE = "val/score"
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
@@ -71,7 +73,7 @@ def module(config: DictConfig, plan: Plan) -> MultitaskModule:
 
 def trainer(config: DictConfig, run_dir: Path) -> pl.Trainer:
     """The Lightning trainer; `config.trainer` holds its arguments by their own names."""
-    quiet_about_resuming()
+    quiet_lightning()
     arguments = plain(config.trainer)
     if arguments["precision"] == "auto":
         arguments["precision"] = auto_precision(arguments["accelerator"])
@@ -79,7 +81,7 @@ def trainer(config: DictConfig, run_dir: Path) -> pl.Trainer:
     if name := arguments.get("profiler"):
         arguments["profiler"] = profiler(name, run_dir)
     try:
-        return pl.Trainer(
+        built = pl.Trainer(
             **arguments,
             default_root_dir=run_dir,
             plugins=[AtomicCheckpointIO()],
@@ -96,6 +98,8 @@ def trainer(config: DictConfig, run_dir: Path) -> pl.Trainer:
         raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
     except pl.utilities.exceptions.MisconfigurationException as error:
         raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
+    log.info("training on %s in %s", built.strategy.root_device, built.precision)
+    return built
 
 
 def auto_precision(accelerator: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -155,11 +154,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         remove_leftovers(target.parent)
         with atomic_path(target) as temporary, temporary.open("wb") as file:
             torch.save(checkpoint, file)
-
-
-def quiet_about_resuming() -> None:
-    """Silence Lightning's warning that the loader forgets its place: the data module knows it."""
-    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
 
 
 def _any_rank(trainer: pl.Trainer, mine: bool) -> bool:

@@ -1,9 +1,10 @@
-"""How far training is, and how long it will take: a bar on a terminal, else a log line at times."""
+"""What a training tells its user: how far it is, and how long it will take."""
 
 from __future__ import annotations
 
 import logging
 import time
+import warnings
 from datetime import timedelta
 from typing import Any
 
@@ -13,7 +14,19 @@ from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 log = logging.getLogger(__name__)
 
 LOG_EVERY_S = 60.0
+NOISE = (
+    r".*your dataloader is not resumable.*",  # the data module knows its place
+    r".*isinstance\(treespec, LeafSpec\).*",  # Lightning's own use of torch
+)
 SHOWN = ("score", "whole_pancreas_dsc", "lesion_dsc", "macro_f1")
+
+
+def quiet_lightning() -> None:
+    """Leave Lightning's warnings that matter, and drop its hints and advertisements."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=message)
 
 
 class Clock:
