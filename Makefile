@@ -28,9 +28,9 @@ DEMO_TRAINING := budget=minutes trainer=cpu paths.cache=$(DEMO)/cache
 
 demo: $(STAMP)  ## phantoms, training, prediction, evaluation, report: at most 15 minutes on 2 cores
 	$(BIN)/python -m pancreas_mtl.phantom output_dir=$(DEMO)/data \
-		num_train=280 num_validation=0 num_test=30 difficulty=easy size=small
+		num_train=260 num_validation=30 num_test=30 difficulty=easy size=small
 	$(BIN)/python train.py experiment=balanced data=quiz data.root=$(DEMO)/data \
-		output_dir=$(DEMO)/run overwrite=true $(DEMO_TRAINING)
+		output_dir=$(DEMO)/run overwrite=true fold=official $(DEMO_TRAINING)
 	$(BIN)/python predict.py model=$(DEMO)/run/bundle input=$(DEMO)/data/test \
 		output_dir=$(DEMO)/predictions overwrite=true lesion_candidates=true attention=true preview=true
 	$(BIN)/python -m pancreas_mtl.evaluate predictions=$(DEMO)/predictions \
