@@ -38,7 +38,8 @@ def browser(*, width=1280, height=900, dark=False, flags=()):
     options.binary_location = CHROMIUM
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        for flag in (*FLAGS, *flags, f"--user-data-dir={profile}"):
+        window = f"--window-size={width},{height}"
+        for flag in (*FLAGS, *flags, window, f"--user-data-dir={profile}"):
             options.add_argument(flag)
         driver = webdriver.Chrome(options=options, service=Service(DRIVER))
         try:

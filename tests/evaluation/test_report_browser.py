@@ -67,10 +67,15 @@ def names(page):
 
 
 def column(page, heading):
-    heads = page.find_elements(By.CSS_SELECTOR, "#case-table thead > tr > *")
-    index = [head.text.rstrip(" ↑↓") for head in heads].index(heading)
+    """Its heading, as soon as it is drawn, and what stands below it."""
+
+    def headings(page):
+        heads = page.find_elements(By.CSS_SELECTOR, "#case-table thead > tr > *")
+        return {head.text.rstrip(" ↑↓"): (index, head) for index, head in enumerate(heads)}
+
+    index, head = wait(page, lambda page: headings(page).get(heading))
     rows = page.find_elements(By.CSS_SELECTOR, "#case-table tbody tr")
-    return heads[index], [row.find_elements(By.XPATH, "./*")[index].text for row in rows]
+    return head, [row.find_elements(By.XPATH, "./*")[index].text for row in rows]
 
 
 def is_ready(page):
