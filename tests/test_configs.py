@@ -142,6 +142,13 @@ def test_trainers_leave_the_precision_free(trainer):
     assert config.trainer.max_epochs == 120
 
 
+def test_even_a_short_training_is_validated_once(tmp_path):
+    overrides = ["trainer=cpu", "validate_every=3", f"output_dir={tmp_path}"]
+    for epochs, every in ((2, 2), (9, 3)):
+        config = composed(*overrides, f"trainer.max_epochs={epochs}")
+        assert build.trainer(config, tmp_path).check_val_every_n_epoch == every
+
+
 def test_an_impossible_trainer_is_one_line(tmp_path):
     config = composed("trainer.precision=7-mixed", f"output_dir={tmp_path}")
     with pytest.raises(UsageError, match=r"trainer: .*7-mixed"):

@@ -78,6 +78,8 @@ def trainer(config: DictConfig, run_dir: Path) -> pl.Trainer:
     if arguments["precision"] == "auto":
         arguments["precision"] = auto_precision(arguments["accelerator"])
     arguments.setdefault("enable_progress_bar", sys.stderr.isatty())
+    epochs = arguments["max_epochs"] or -1  # -1: without end
+    validate_every = min(config.validate_every, epochs) if epochs > 0 else config.validate_every
     if name := arguments.get("profiler"):
         arguments["profiler"] = profiler(name, run_dir)
     try:
@@ -88,7 +90,7 @@ def trainer(config: DictConfig, run_dir: Path) -> pl.Trainer:
             callbacks=callbacks(config, run_dir, progress_bar=arguments["enable_progress_bar"]),
             logger=loggers(config, run_dir),
             gradient_clip_val=config.optimizer.clip_norm,
-            check_val_every_n_epoch=config.validate_every,
+            check_val_every_n_epoch=validate_every,
             reload_dataloaders_every_n_epochs=1,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
