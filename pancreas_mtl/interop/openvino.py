@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,12 @@ def _write(
     front_end = FrontEndManager().load_by_framework("pytorch")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about its own parts
-        decoder = TorchFXPythonDecoder.from_exported_program(program)
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)  # OpenVINO misses operations that are not needed here
+        try:
+            decoder = TorchFXPythonDecoder.from_exported_program(program)
+        finally:
+            logging.disable(before)
         model = front_end.convert(front_end.load(decoder))
     for ports, names in ((model.inputs, inputs), (model.outputs, outputs)):
         for port, name in zip(ports, names, strict=True):

@@ -160,11 +160,12 @@ def test_the_example_predicts_a_case_from_the_export_alone(onnx_folder, ct, expe
 
 
 @pytest.mark.slow
-def test_openvino_agrees_at_any_size(model, tmp_path_factory):
+def test_openvino_agrees_at_any_size(model, tmp_path_factory, caplog):
     pytest.importorskip("openvino", reason="needs the extra openvino")
     from pancreas_mtl.inference.engines.openvino_engine import core
 
     folder = exported(model, "openvino", tmp_path_factory)
+    assert "decomp" not in caplog.text
     network = load_bundle(model).network
     exact = {"INFERENCE_PRECISION_HINT": "f32"}
     window = core().compile_model(folder / "window.xml", "CPU", exact)
