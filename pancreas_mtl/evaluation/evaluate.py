@@ -56,14 +56,7 @@ def evaluate(
         raise UsageError(f"missing={missing}: choose worst or skip")
     folders = [predictions] if isinstance(predictions, Path) else list(predictions)
     predicted = read_predictions(folders)
-    known = {reference.name: reference for reference in references}
-    if not known.keys() & predicted.keys():
-        raise UsageError(
-            f"predictions hold {min(predicted, default='nothing')}, references hold "
-            f"{min(known, default='nothing')}, and no case is in both: check the two folders"
-        )
-    if missing == "skip":
-        known = {name: reference for name, reference in known.items() if name in predicted}
+    known = _compared(references, predicted, skip=missing == "skip")
     if any(prediction.mask for prediction in predicted.values()):
         scores, failures = _score_all(known, predicted, task, workers)
     else:
@@ -92,6 +85,21 @@ def evaluate(
         references=_common_folder(known.values()),
         cases=cases,
     )
+
+
+def _compared(
+    references: Sequence[Reference], predicted: Mapping[str, Prediction], *, skip: bool
+) -> dict[str, Reference]:
+    """The references that count, by name; `skip` leaves out those without prediction."""
+    known = {reference.name: reference for reference in references}
+    if not known.keys() & predicted.keys():
+        raise UsageError(
+            f"predictions hold {min(predicted, default='nothing')}, references hold "
+            f"{min(known, default='nothing')}, and no case is in both: check the two folders"
+        )
+    if skip:
+        return {name: reference for name, reference in known.items() if name in predicted}
+    return known
 
 
 def _score_all(

@@ -241,5 +241,5 @@ def _decoded(path: Path) -> tuple[Any, npt.NDArray[Any]]:
 def _can_decode(syntax: Any) -> bool:
     try:
         return not syntax.is_encapsulated or bool(get_decoder(syntax).is_available)
-    except (NotImplementedError, ValueError):
+    except (NotImplementedError, ValueError):  # a private syntax; no syntax at all
         return False
