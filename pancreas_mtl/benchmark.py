@@ -15,6 +15,7 @@ from pancreas_mtl.benchmarks.inputs import QUIZ_PLAN, QUIZ_SIZES, TINY_PLAN, TIN
 from pancreas_mtl.benchmarks.train import benchmark_train
 from pancreas_mtl.command import command
 from pancreas_mtl.errors import UsageError
+from pancreas_mtl.inference.engines.torch_engine import choose_device
 
 
 @command("benchmark")
@@ -29,7 +30,8 @@ def main(config: DictConfig) -> None:
         raise UsageError(f"nnunet_python={python}: not found; make it by `make bench-nnunet-env`")
     work.mkdir(parents=True, exist_ok=True)
     plan, sizes = (TINY_PLAN, TINY_SIZES) if config.tiny else (QUIZ_PLAN, QUIZ_SIZES)
-    sides, pairs = Sides(str(python.absolute()), work), config.pairs
+    device = str(choose_device(config.device))
+    sides, pairs = Sides(str(python.absolute()), work, device), config.pairs
     if config.what == "inference":
         folder = Path(config.model_folder) if config.model_folder else None
         text = benchmark_inference(
@@ -37,7 +39,7 @@ def main(config: DictConfig) -> None:
             Model(folder, config.fold, config.checkpoint),
             plan,
             sizes,
-            engine=config.engine,
+            engine=config.engine or ("torch" if device.startswith("cuda") else "openvino"),
             precision=config.precision,
             pairs=pairs,
             largest=not config.tiny,

@@ -24,19 +24,20 @@ SAME_DSC = 0.995  # of two masks that count as the same
 
 @dataclass(frozen=True)
 class Sides:
-    """How the two are started, and where they work."""
+    """How the two are started, where they work, and on which device."""
 
     nnunet_python: str
     work: Path
+    device: str = "cpu"
 
     def stock(self) -> Side:
         """Stock nnU-Net."""
         script = str(HERE / "nnunet_side.py")
-        return Side("nnU-Net", [self.nnunet_python, script], self.work / "nnunet.log")
+        return Side("nnU-Net", [self.nnunet_python, script, self.device], self.work / "nnunet.log")
 
     def ours(self, name: str = "ours") -> Side:
         """This project."""
-        command = [sys.executable, "-m", "pancreas_mtl.benchmarks.our_side"]
+        command = [sys.executable, "-m", "pancreas_mtl.benchmarks.our_side", self.device]
         return Side(name, command, self.work / f"{name}.log")
 
 
@@ -95,6 +96,7 @@ def benchmark_inference(
     facts = {
         "weights": str(model.folder or "random: the masks are noise and DSC says little"),
         "windows": [windows(size, load_plan(work / "bundle" / "plan.json")) for size in sizes],
+        "device": sides.device,
         "engine": engine,
         "precision": loads["accurate"]["precision"],
         "limit_gflop_per_s": limit,
@@ -158,7 +160,17 @@ def _rows(
             [max(one["peak_mb"] for one in ours)],
             unit="MB",
         ),
+        *gpu_memory(f"`{preset}`", stock, ours),
     ]
+
+
+def gpu_memory(what: str, stock: Sequence[Answer], ours: Sequence[Answer]) -> list[Row]:
+    """The most that tensors took on the GPU; nothing on the CPU."""
+    peaks = [[one["gpu_mb"] for one in side if "gpu_mb" in one] for side in (stock, ours)]
+    if not all(peaks):
+        return []
+    what = f"{what}, peak GPU memory of tensors"
+    return [row(what, [max(peaks[0])], [max(peaks[1])], unit="MB")]
 
 
 def _largest_case(work: Path, stock: Side, ours: Side) -> list[Row]:

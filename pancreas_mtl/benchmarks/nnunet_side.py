@@ -1,6 +1,7 @@
 """What stock nnU-Net v2 does, when asked; runs in nnU-Net's environment, alone.
 
-It calls nnU-Net's own classes as its commands call them, with their defaults.
+It calls nnU-Net's own classes as its commands call them, with their defaults. Its one argument is
+the device, cpu or cuda.
 """
 
 import json
@@ -26,7 +27,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2  # 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer  # noqa: E402
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # noqa: E402
 
-CPU = torch.device("cpu")
+DEVICE = torch.device(*sys.argv[1:2] or ["cpu"])
 CONFIGURATION = "3d_fullres"
 DATASET = {
     "name": "Dataset999_Benchmark",
@@ -109,10 +110,10 @@ def architecture_of(plan: dict) -> dict:
 def trainer_of(plans: dict) -> nnUNetTrainer:
     """A trainer with network, optimiser and loss."""
     arguments = {**plans, "continue_training": False}
-    trainer = nnUNetTrainer(arguments, CONFIGURATION, 0, DATASET, CPU)
+    trainer = nnUNetTrainer(arguments, CONFIGURATION, 0, DATASET, DEVICE)
     trainer.network = trainer.build_network_architecture(
         trainer.plans_manager, trainer.configuration_manager, 1, 3, enable_deep_supervision=True
-    )
+    ).to(DEVICE)
     trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()
     trainer.loss = trainer._build_loss()
     return trainer
@@ -141,7 +142,7 @@ class Tasks:
 
     def load(self, folder: str, fold: int | str, checkpoint: str) -> dict:
         """Load a model as nnUNetv2_predict_from_modelfolder does."""
-        self.predictor = nnUNetPredictor(device=CPU, allow_tqdm=False)
+        self.predictor = nnUNetPredictor(device=DEVICE, allow_tqdm=False)
         self.predictor.initialize_from_trained_model_folder(folder, (fold,), checkpoint)
         network = self.predictor.predict_logits_from_preprocessed_data
 
@@ -162,7 +163,7 @@ class Tasks:
         self.predictor.predict_from_files(
             inputs, output_dir, num_processes_preprocessing=3, num_processes_segmentation_export=3
         )
-        return {"stages": {"network": self.network_s}}
+        return {"stages": {"network": self.network_s}, **gpu_memory()}
 
     def preprocess(self, image: str, mask: str, folder: str, plan: dict) -> dict:
         """One case from files to what training reads."""
@@ -212,6 +213,8 @@ class Tasks:
     def open_step(self, plan: dict) -> dict:
         """A trainer and one batch of random patches."""
         self.trainer = trainer_of(plans_of(plan))
+        if self.trainer._do_i_compile():  # as its own `initialize` does: on CUDA
+            self.trainer.network = torch.compile(self.trainer.network)
         shape = (plan["batch_size"], 1, *plan["patch_size"])
         rng = torch.Generator().manual_seed(0)
         labels = torch.randint(0, 3, shape, generator=rng)
@@ -226,7 +229,16 @@ class Tasks:
 
     def step(self) -> dict:
         """One step of training."""
-        return {"loss": float(self.trainer.train_step(self.batch)["loss"])}
+        return {"loss": float(self.trainer.train_step(self.batch)["loss"]), **gpu_memory()}
+
+
+def gpu_memory() -> dict:
+    """The most that its tensors took on the GPU since the last time, where there is one."""
+    if DEVICE.type != "cuda":
+        return {}
+    peak = torch.cuda.max_memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    return {"gpu_mb": peak / 1e6}
 
 
 def strides_of(plan: dict) -> list[int]:
@@ -240,7 +252,7 @@ def level_logits(network: Any, size: list[int]) -> None:
     for name, parameter in network.named_parameters():
         if name.endswith((".norm.weight", ".bias")):
             parameter.uniform_(0.5, 1.5)
-    logits = network(torch.randn(1, 1, *size))[0]  # the finest of the deep supervision's
+    logits = network(torch.randn(1, 1, *size, device=DEVICE))[0]  # the finest
     network.decoder.seg_layers[-1].bias -= logits.mean(dim=(0, 2, 3, 4))
 
 

@@ -1,4 +1,4 @@
-"""What this project does, when asked: the same tasks as `nnunet_side`."""
+"""What this project does, when asked: the same tasks as `nnunet_side`, on the same device."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pancreas_mtl.data.datamodule import read_size
 from pancreas_mtl.data.images import find_images
 from pancreas_mtl.data.patches import PatchDataset, PatchSampler
 from pancreas_mtl.data.preprocess import CacheEntry, preprocess_case
-from pancreas_mtl.inference.engines import Precision, cpu_has_bf16
+from pancreas_mtl.inference.engines import Precision, choose_precision
 from pancreas_mtl.inference.engines.slim import drop_zero_planes
 from pancreas_mtl.inference.pipeline import nifti_source, predict_cases
 from pancreas_mtl.inference.predictor import Predictor, PresetName
@@ -37,7 +37,8 @@ from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
 from pancreas_mtl.types import Case, Evidence, Plan, Triple
 
 SQUARE = 3072  # edge of the matrices whose product is the hardware's limit
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DEVICE = torch.device(*sys.argv[1:2] or ["cpu"])
 
 
 class CountedEngine:
@@ -55,6 +56,7 @@ class CountedEngine:
         """The engine's answer."""
         start_s = time.perf_counter()
         answer: tuple[Tensor, Evidence] = self._engine(images)
+        _finish()
         self.seconds += time.perf_counter() - start_s
         self.voxels += images.numel()
         return answer
@@ -75,7 +77,7 @@ class Tasks:
     ) -> dict[str, Any]:
         """Load a bundle as predict.py does."""
         self.predictor = Predictor.from_bundle(
-            bundle, preset=preset, engine=engine, precision=precision, device="cpu"
+            bundle, preset=preset, engine=engine, precision=precision, device=str(DEVICE)
         )
         self.counted = CountedEngine(self.predictor.engines[0])
         self.predictor.engines = [self.counted]
@@ -95,12 +97,13 @@ class Tasks:
             for stage, seconds in record.seconds.items():
                 stages[stage] = stages.get(stage, 0.0) + seconds
         stages["passes"] = self.counted.seconds  # the network alone, within the stage `network`
-        return {"stages": stages, "gflop": self.counted.voxels * self._gflop_per_vox()}
+        gflop = self.counted.voxels * self._gflop_per_vox()
+        return {"stages": stages, "gflop": gflop, **_gpu_memory()}
 
     def limit(self) -> dict[str, Any]:
         """GFLOP/s of a large matrix product in the engine's precision, the best of three."""
         dtype = DTYPES[self.counted.precision]
-        a = torch.randn(SQUARE, SQUARE).to(dtype)
+        a = torch.randn(SQUARE, SQUARE).to(DEVICE, dtype)
         best = min(_seconds(lambda: a @ a) for _ in range(4))  # the first one warms up
         return {"gflop_per_s": 2 * SQUARE**3 / best / 1e9}
 
@@ -132,27 +135,34 @@ class Tasks:
     def open_step(self, plan: dict[str, Any]) -> dict[str, Any]:
         """The rival's very network, and one batch of random patches."""
         mine = plan_from(plan)
-        self.network = same_network(mine)
+        self.network = same_network(mine).to(DEVICE)
+        self.precision = choose_precision(DEVICE, "auto")
+        self.scaler = torch.amp.GradScaler(DEVICE.type, enabled=self.precision == "fp16")
         self.averaged = AveragedModel(self.network)
         self.optimizer = AdamW(self.network.parameters(), lr=1e-3)
         shape = (mine.batch_size, 1, *mine.patch_size)
         rng = torch.Generator().manual_seed(0)
         labels = torch.randint(0, 3, shape, generator=rng, dtype=torch.int16)
         self.batch = torch.randn(shape, generator=rng), labels
-        return {"precision": "bf16" if cpu_has_bf16() else "fp32"}
+        if DEVICE.type == "cuda":
+            self.network.compile()
+        return {"precision": self.precision}
 
     def step(self) -> dict[str, Any]:
         """One step of training, with the average of the weights."""
-        image, mask = self.batch
+        image, mask = (one.to(DEVICE, non_blocking=True) for one in self.batch)
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cpu_has_bf16()):
+        dtype = DTYPES[self.precision]
+        with torch.autocast(DEVICE.type, dtype=dtype, enabled=dtype != torch.float32):
             output = self.network(image)
         loss = segmentation_loss(output.segmentation, mask)
-        loss.backward()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.averaged.update_parameters(self.network)
-        return {"loss": float(loss.detach())}
+        return {"loss": float(loss.detach()), **_gpu_memory()}
 
     def loading(self, cases: int, batches: int) -> dict[str, Any]:
         """Read batches from so many cached cases; the memory that it still holds at the end."""
@@ -179,7 +189,7 @@ class Tasks:
         network = self.predictor.bundles[0].network
         counter = FlopCounterMode(display=False)
         with torch.inference_mode(), counter:
-            network.window(torch.zeros(1, 1, *size))
+            network.window(torch.zeros(1, 1, *size, device=DEVICE))
         return counter.get_total_flops() / float(np.prod(size)) / 1e9
 
 
@@ -206,9 +216,25 @@ def _batches(entries: list[CacheEntry], plan: Plan) -> Any:
         epoch += 1
 
 
+def _finish() -> None:
+    """Wait for the GPU, where there is one."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _gpu_memory() -> dict[str, float]:
+    """The most that its tensors took on the GPU since the last time, where there is one."""
+    if DEVICE.type != "cuda":
+        return {}
+    peak = torch.cuda.max_memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    return {"gpu_mb": peak / 1e6}
+
+
 def _seconds(run: Any) -> float:
     start_s = time.perf_counter()
     run()
+    _finish()
     return time.perf_counter() - start_s
 
 

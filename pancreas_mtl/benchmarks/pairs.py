@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import torch
 
 from pancreas_mtl.data.files import write_text
 
@@ -87,6 +88,7 @@ def write_result(
         "system": f"{platform.system()} {platform.machine()}",
         "cores": psutil.cpu_count(),
         "cpu": cpu_name(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
     content = {
         "machine": machine,

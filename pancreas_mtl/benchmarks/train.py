@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 
-from pancreas_mtl.benchmarks.inference import Sides
+from pancreas_mtl.benchmarks.inference import Sides, gpu_memory
 from pancreas_mtl.benchmarks.pairs import in_turn, row, write_result
 from pancreas_mtl.types import Plan
 
@@ -28,6 +28,7 @@ def benchmark_train(
     rows = [
         row("a step of training", seconds["stock"], seconds["ours"], note=f"ours in {precision}"),
         row("its peak memory", peaks["stock"], peaks["ours"], unit="MB"),
+        *gpu_memory("a step of training", steps["stock"], steps["ours"]),
     ]
     text = write_result(
         sides.work / "train.json", rows, {}, {"first": first, "steps": steps, "loading": loading}

@@ -1,3 +1,4 @@
+import platform
 import subprocess
 import sys
 import time
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from pancreas_mtl.errors import UsageError
-from pancreas_mtl.inference.engines import TorchEngine, make_engine
+from pancreas_mtl.inference.engines import TorchEngine, cpu_has_bf16, make_engine
 from pancreas_mtl.inference.engines.slim import drop_zero_planes
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
 from pancreas_mtl.types import Evidence
@@ -203,3 +204,11 @@ def test_kernels_lose_their_zero_planes_and_nothing_else(plan):
     assert network.downsamples[0].conv1.conv.kernel_size == (1, 3, 3)
     assert network.bottleneck.conv1.conv.kernel_size == (3, 3, 3)
     assert_agree(after, before, tolerance=1e-5)
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists(), reason="x86 on Linux"
+)
+def test_bf16_on_the_cpu_is_what_its_flags_say_not_what_onednn_imitates():
+    flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
+    assert cpu_has_bf16() == bool({"avx512_bf16", "amx_bf16"} & set(flags))

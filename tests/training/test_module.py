@@ -1,6 +1,7 @@
 """The LightningModule on a network of a few hundred weights; real Trainer, no files."""
 
 import copy
+import time
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
 from torch.utils.data import DataLoader
 
+from pancreas_mtl.benchmarks.inputs import QUIZ_PLAN
 from pancreas_mtl.errors import TrainingError
 from pancreas_mtl.losses.joint import LossConfig
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
@@ -55,7 +57,6 @@ def make(plan, **changes):
 
 def fit(module, tmp_path, *, epochs=1, train=None, **changes):
     trainer = pl.Trainer(
-        accelerator="cpu",
         max_epochs=epochs,
         logger=False,
         enable_checkpointing=False,
@@ -64,7 +65,7 @@ def fit(module, tmp_path, *, epochs=1, train=None, **changes):
         default_root_dir=tmp_path,
         num_sanity_val_steps=0,
         gradient_clip_val=5.0,
-        **changes,
+        **{"accelerator": "cpu"} | changes,
     )
     train = train or DataLoader(Patches(), batch_size=2)
     trainer.fit(module, train, DataLoader(Patches(3), batch_size=1))
@@ -171,20 +172,56 @@ def test_precisions_agree_after_three_steps(plan, tmp_path, precision):
     assert (a - b).abs().mean() < 0.1
 
 
+GPU_PRECISIONS = ["32-true", "bf16-mixed", "16-mixed"]
+gpu_alone = {"accelerator": "gpu", "devices": 1}
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
-def test_three_steps_on_a_gpu(plan, tmp_path, precision):
-    module = make(plan)
-    trainer = pl.Trainer(
-        accelerator="gpu",
-        devices=1,
-        precision=precision,
-        max_steps=3,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        default_root_dir=tmp_path,
-        num_sanity_val_steps=0,
-    )
-    trainer.fit(module, DataLoader(Patches(), batch_size=2), DataLoader(Patches(3)))
+@pytest.mark.parametrize("precision", GPU_PRECISIONS)
+def test_three_steps_on_a_gpu_agree_with_fp32(plan, tmp_path, precision):
+    module = make(plan, ema=0.0)
+    trainer = fit(module, tmp_path, precision=precision, limit_train_batches=3, **gpu_alone)
     assert torch.isfinite(trainer.callback_metrics["train/segmentation"])
+    assert int(module.skipped) == 0
+    reference = make(plan, ema=0.0)
+    fit(reference, tmp_path, limit_train_batches=3)
+    image = torch.utils.data.default_collate([Patches()[0]]).image
+    with torch.no_grad():
+        a, b = (m.cpu().network.eval()(image).segmentation[0] for m in (module, reference))
+    assert (a - b).abs().mean() < 0.1
+
+
+class Stopwatch(pl.Callback):
+    """When each step ended, once the GPU was done with it."""
+
+    def __init__(self):
+        self.ends_s = []
+
+    def on_train_batch_end(self, *_):
+        torch.cuda.synchronize()
+        self.ends_s.append(time.perf_counter())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", GPU_PRECISIONS)
+def test_throughput_of_training_on_a_gpu(tmp_path, precision):
+    watch, module = Stopwatch(), make(QUIZ_PLAN)
+    patches = Patches(60, size=QUIZ_PLAN.patch_size)
+    train = DataLoader(patches, batch_size=QUIZ_PLAN.batch_size, num_workers=4, pin_memory=True)
+    fit(
+        module,
+        tmp_path,
+        train=train,
+        precision=precision,
+        callbacks=[watch],
+        limit_val_batches=0,
+        **gpu_alone,
+    )
+    assert int(module.skipped) < len(watch.ends_s)
+    per_step_s = (watch.ends_s[-1] - watch.ends_s[9]) / (len(watch.ends_s) - 10)
+    size = " x ".join(map(str, QUIZ_PLAN.patch_size))
+    print(
+        f"\n{torch.cuda.get_device_name()}, {precision}: {1 / per_step_s:.1f} steps of "
+        f"{QUIZ_PLAN.batch_size} patches of {size} per second, "
+        f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB"
+    )

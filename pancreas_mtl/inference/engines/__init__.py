@@ -9,13 +9,25 @@ from __future__ import annotations
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.inference.engines.engine import Engine, Precision
 from pancreas_mtl.inference.engines.slim import drop_zero_planes
-from pancreas_mtl.inference.engines.torch_engine import TorchEngine, cpu_has_bf16
+from pancreas_mtl.inference.engines.torch_engine import (
+    TorchEngine,
+    choose_precision,
+    cpu_has_bf16,
+)
 from pancreas_mtl.models.network import MultitaskUNet
 from pancreas_mtl.types import Plan
 
 ENGINES = ("torch", "openvino")
 
-__all__ = ["ENGINES", "Engine", "Precision", "TorchEngine", "cpu_has_bf16", "make_engine"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "Precision",
+    "TorchEngine",
+    "choose_precision",
+    "cpu_has_bf16",
+    "make_engine",
+]
 
 
 def make_engine(
