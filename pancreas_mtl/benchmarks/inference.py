@@ -33,12 +33,13 @@ class Sides:
     def stock(self) -> Side:
         """Stock nnU-Net."""
         script = str(HERE / "nnunet_side.py")
-        return Side("nnU-Net", [self.nnunet_python, script, self.device], self.work / "nnunet.log")
+        log = self.work / "nnunet.log"
+        return Side("nnU-Net", [self.nnunet_python, script], log, device=self.device)
 
     def ours(self, name: str = "ours") -> Side:
         """This project."""
-        command = [sys.executable, "-m", "pancreas_mtl.benchmarks.our_side", self.device]
-        return Side(name, command, self.work / f"{name}.log")
+        command = [sys.executable, "-m", "pancreas_mtl.benchmarks.our_side"]
+        return Side(name, command, self.work / f"{name}.log", device=self.device)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What stock nnU-Net v2 does, when asked; runs in nnU-Net's environment, alone.
 
-It calls nnU-Net's own classes as its commands call them, with their defaults. Its one argument is
-the device, cpu or cuda.
+It calls nnU-Net's own classes as its commands call them, with their defaults. The
+environment's BENCHMARK_DEVICE says where, cpu or cuda.
 """
 
 import json
@@ -27,7 +27,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2  # 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer  # noqa: E402
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # noqa: E402
 
-DEVICE = torch.device(*sys.argv[1:2] or ["cpu"])
+DEVICE = torch.device(os.environ.get("BENCHMARK_DEVICE", "cpu"))
 CONFIGURATION = "3d_fullres"
 DATASET = {
     "name": "Dataset999_Benchmark",

@@ -38,7 +38,7 @@ from pancreas_mtl.types import Case, Evidence, Plan, Triple
 
 SQUARE = 3072  # edge of the matrices whose product is the hardware's limit
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-DEVICE = torch.device(*sys.argv[1:2] or ["cpu"])
+DEVICE = torch.device(os.environ.get("BENCHMARK_DEVICE", "cpu"))
 
 
 class CountedEngine:

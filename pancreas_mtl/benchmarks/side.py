@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import threading
 import time
@@ -25,10 +26,12 @@ class Side:
         name: for tables and errors.
         command: starts a program that `serve`s.
         log: where what it prints goes.
+        device: in its environment, as BENCHMARK_DEVICE.
     """
 
-    def __init__(self, name: str, command: list[str], log: Path) -> None:
+    def __init__(self, name: str, command: list[str], log: Path, *, device: str = "cpu") -> None:
         self.name = name
+        self._environment = os.environ | {"BENCHMARK_DEVICE": device}
         self.log = log
         self._command = command
 
@@ -42,6 +45,7 @@ class Side:
                 stdout=subprocess.PIPE,
                 stderr=self.log.open("w"),
                 text=True,
+                env=self._environment,
             )
         except OSError as error:
             raise UsageError(f"{self._command[0]}: {error.strerror}; see {self.name}") from None

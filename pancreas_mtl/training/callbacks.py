@@ -17,21 +17,28 @@ log = logging.getLogger(__name__)
 class History(Callback):
     """Writes `metrics.csv`: one row per epoch, every logged scalar a column, `epoch` the first.
 
+    An epoch that was not validated has nothing in the columns of validation.
     The rows are part of the checkpoint's state, so a resumed run goes on without gaps or doubles.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[dict[str, float]] = []
+        self._validated = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The epoch that is about to end has scores of its own."""
+        self._validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add a row and write the file anew."""
         if trainer.sanity_checking:
             return
         row = {"epoch": float(trainer.current_epoch), "step": float(trainer.global_step)}
-        for name, value in trainer.callback_metrics.items():
-            if not name.endswith("_step"):
+        for name, value in trainer.callback_metrics.items():  # which keeps the last validation's
+            if not name.endswith("_step") and (self._validated or not name.startswith("val/")):
                 row[name.removesuffix("_epoch")] = float(value)
+        self._validated = False
         self.rows = [*(r for r in self.rows if r["epoch"] < row["epoch"]), row]
         if trainer.is_global_zero:
             self._write()

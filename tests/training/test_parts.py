@@ -47,16 +47,19 @@ def trainer(epoch, metrics):
 def test_history_has_a_row_per_epoch_and_goes_on_after_a_resume(tmp_path):
     history = History(tmp_path / "metrics.csv")
     history.on_train_epoch_end(trainer(0, {"train/loss": 2.0, "train/loss_step": 9.0}), None)
+    history.on_validation_end(trainer(1, {}), None)
     history.on_train_epoch_end(trainer(1, {"train/loss": 1.0, "val/score": 0.5}), None)
     resumed = History(tmp_path / "metrics.csv")
     resumed.load_state_dict(history.state_dict())
+    resumed.on_validation_end(trainer(1, {}), None)
     resumed.on_train_epoch_end(trainer(1, {"train/loss": 0.9, "val/score": 0.6}), None)
+    resumed.on_train_epoch_end(trainer(2, {"train/loss": 0.8, "val/score": 0.6}), None)
     with (tmp_path / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert next(iter(rows[0])) == "epoch"
-    assert [row["epoch"] for row in rows] == ["0", "1"]
-    assert [row["train/loss"] for row in rows] == ["2", "0.9"]
-    assert [row["val/score"] for row in rows] == ["", "0.6"]
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    assert [row["train/loss"] for row in rows] == ["2", "0.9", "0.8"]
+    assert [row["val/score"] for row in rows] == ["", "0.6", ""]  # 2 was not validated
     assert "train/loss_step" not in rows[0]
 
 
