@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 # The demo's steps are the commands that a user would type. It trains for minutes, not hours.
-DEMO_TRAINING := budget=minutes trainer=cpu paths.cache=$(DEMO)/cache
+DEMO_TRAINING := budget=minutes trainer=cpu augment=mild augment.flip_p=0 paths.cache=$(DEMO)/cache
 
 demo: $(STAMP)  ## phantoms, training, prediction, evaluation, report: at most 15 minutes on 2 cores
 	$(BIN)/python -m pancreas_mtl.phantom output_dir=$(DEMO)/data \

@@ -51,6 +51,7 @@ def command(
             if {"--help", "-h"}.intersection(sys.argv[1:]):
                 print(help_text(config_name, main.__doc__ or "", sys.argv[1:]))
                 return
+            _refuse_dashes(sys.argv[1:], config_name)
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands us its exceptions
             errors: list[Exception] = []
             try:
@@ -157,6 +158,16 @@ def one_line(error: Exception, config_name: str) -> str:
         hint = did_you_mean(name, options)
         return f"{group}={name}: no such choice{hint}; choose one of: {', '.join(options)}"
     return " ".join(text.split())
+
+
+def _refuse_dashes(arguments: Sequence[str], config_name: str) -> None:
+    """End at `--KEY VALUE`, the habit of other programs, which Hydra would misread."""
+    for argument in arguments:
+        key, has_value, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and key.replace("-", "_") in known_keys(config_name):
+            given = f"{key.replace('-', '_')}={value if has_value else 'VALUE'}"
+            _say(f"{argument}: keys are given as {given}, without dashes")
+            sys.exit(EXIT_USAGE)
 
 
 def _suggestion(key: str, known: Iterable[str]) -> str:

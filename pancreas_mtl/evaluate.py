@@ -19,7 +19,7 @@ from pancreas_mtl.errors import CaseError
 from pancreas_mtl.evaluation.compare import compare, read_cases, write_comparisons
 from pancreas_mtl.evaluation.evaluate import BYTES_PER_CASE, evaluate
 from pancreas_mtl.evaluation.inputs import find_inputs
-from pancreas_mtl.evaluation.results import check_folder, write_results
+from pancreas_mtl.evaluation.results import check_folder, folder_if_used, write_results
 from pancreas_mtl.evaluation.table import render_comparison, render_table
 from pancreas_mtl.evaluation.task import Task
 
@@ -33,9 +33,9 @@ def main(config: DictConfig) -> None:
     output_dir = check_folder(Path(config.output_dir))
     predictions, references = find_inputs(options, output_dir, task=task, workers=workers)
     other = config.compare and read_cases(Path(config.compare), {one.name for one in references})
-    make_folder(output_dir)
-
-    metrics = evaluate(predictions, references, task=task, workers=workers, missing=config.missing)
+    settings = {"task": task, "workers": workers, "missing": config.missing}
+    with folder_if_used(output_dir):
+        metrics = evaluate(predictions, references, **settings)
     artefacts = write_results(metrics, output_dir)
     if config.overlays:
         from pancreas_mtl.evaluation.overlays import draw_overlays  # matplotlib starts slowly

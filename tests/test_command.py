@@ -24,6 +24,25 @@ ROOT = Path(__file__).resolve().parent.parent
         (["train", "data=quiz"], "data.root is not set: give data.root=VALUE"),
         (["train", "optimizer.lrr=1"], "optimizer.lrr: no such key; did you mean optimizer.lr?"),
         (["train", "data=quiz", "data.root=/nowhere"], "/nowhere"),
+        (["train", "trainer.max_epochs=three"], "trainer.max_epochs=three: has to be a whole"),
+        (["train", "optimizer.lr=fast"], "optimizer.lr=fast: has to be a number"),
+        (["train", "sampling.balanced=1"], "sampling.balanced=1: has to be true or false"),
+        (["train", "seed=abc"], "seed=abc: has to be a whole number"),
+        (["train", "data.num_train=x"], "data.num_train=x: has to be a whole number"),
+        (["train", "--experiment", "smoke"], "keys are given as experiment=VALUE"),
+        (["predict", "model=[]", "input=x", "output_dir={tmp}/p"], "model is empty"),
+        (
+            ["pancreas_mtl.report", "runs=[{tmp}/nope]", "output_dir={tmp}/r"],
+            "runs: {tmp}/nope is no folder",
+        ),
+        (
+            ["pancreas_mtl.convert", "from=quiz", "to=nnunet", "root=/x", "output_dir={tmp}/c"],
+            "root=/x is no folder",
+        ),
+        (
+            ["pancreas_mtl.evaluate", "predictions=/x", "references={quiz}", "output_dir={tmp}/e"],
+            "{quiz}",
+        ),
         (["train", "fold=9", "data=quiz", "data.root={quiz}"], "fold=9: choose one of 0 to 4"),
         (["predict", "input=x", "output_dir=y"], "model is not set: give model=VALUE"),
         (

@@ -39,9 +39,18 @@ def predictor(config: DictConfig) -> Predictor:
 
 
 def sources(config: DictConfig, predictor: Predictor) -> list[Source]:
-    """The cases that `input` stands for; DICOM answers name the predictor's bundles."""
+    """The cases that `input` stands for; DICOM answers name the predictor's bundles.
+
+    Raises:
+        UsageError: there are none, or `output_dir` holds them, as a dataset's root does.
+    """
+    source, output_dir = Path(config.input), Path(config.output_dir)
+    if source.is_dir() and output_dir.resolve() in source.resolve().parents:
+        raise UsageError(
+            f"output_dir={output_dir} holds the input, {source}: give another output_dir"
+        )
     models = [bundle.digest for bundle in predictor.bundles]
-    return find_sources(Path(config.input), config.series, config.output_format, models)
+    return find_sources(source, config.series, config.output_format, models)
 
 
 def fingerprint_of(facts: dict[str, Any]) -> str:

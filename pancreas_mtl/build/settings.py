@@ -6,12 +6,14 @@ So a key that does not exist fails by its name, before any work is done.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TypeVar
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import pytorch_lightning as pl
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from pancreas_mtl.configuration import did_you_mean, plain
 from pancreas_mtl.data.augment import AugmentConfig
@@ -60,12 +62,48 @@ def settings(kind: type[Settings], config: DictConfig, section: str) -> Settings
         hint = did_you_mean(f"{section}.{key}", [f"{section}.{name}" for name in known])
         has = ", ".join(sorted(known))
         raise UsageError(f"{section}.{key}: no such key{hint}; {section} has {has}")
+    for name, wanted in get_type_hints(kind).items():
+        if name in values:
+            _check_type(f"{section}.{name}", values[name], wanted)
     try:
         return kind(
             **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in own}
         )
     except TypeError as error:
         raise UsageError(f"{section}: {error}") from error
+
+
+KINDS: Mapping[Any, tuple[str, tuple[type, ...]]] = {
+    bool: ("true or false", (bool,)),
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
+    str: ("text", (str,)),
+    tuple: ("a list", (list, tuple)),
+    NoneType: ("null", (NoneType,)),
+}
+SCALARS: dict[str, Any] = {
+    "seed": int,
+    "patience": int,
+    "validate_every": int,
+    "overfit_cases": int,
+    "workers": int | None,
+    "trainer.max_epochs": int | None,
+    **{f"data.num_{part}": int | None for part in ("train", "validation", "test")},  # phantoms
+}
+"""Of what kind the keys are that no dataclass holds."""
+
+
+def _check_type(key: str, value: Any, wanted: Any) -> None:
+    """Raise a `UsageError` where a plain value is of none of the wanted types."""
+    options = get_args(wanted) if get_origin(wanted) in (Union, UnionType) else (wanted,)
+    known = [KINDS.get(get_origin(option) or option) for option in options]
+    accepted = [one for one in known if one is not None]
+    if len(accepted) < len(known):
+        return  # something richer, which its own code checks
+    for _, types in accepted:
+        if isinstance(value, types) and (not isinstance(value, bool) or bool in types):
+            return
+    raise UsageError(f"{key}={value}: has to be {' or '.join(name for name, _ in accepted)}")
 
 
 def _names(kind: type | None) -> set[str]:
@@ -79,6 +117,8 @@ def shard(config: DictConfig) -> Shard:
 
 def check(config: DictConfig) -> None:
     """Raise a `UsageError` for a key or value that would fail later, before any work is done."""
+    for key, wanted in SCALARS.items():
+        _check_type(key, OmegaConf.select(config, key), wanted)
     for section, kind in SECTIONS.items():
         settings(kind, config, section)
     if config.model.head not in HEADS:

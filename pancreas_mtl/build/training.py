@@ -99,7 +99,7 @@ def trainer(config: DictConfig, run_dir: Path) -> pl.Trainer:
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
     except pl.utilities.exceptions.MisconfigurationException as error:
-        raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
+        raise UsageError(f"trainer: {' '.join(str(error).split())}; try trainer=auto") from error
     log.info("training on %s in %s", built.strategy.root_device, built.precision)
     return built
 

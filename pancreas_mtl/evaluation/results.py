@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pancreas_mtl.data.files import atomic_path
+from pancreas_mtl.data.files import atomic_path, make_folder
 from pancreas_mtl.data.names import to_cell
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluation.scoring import REGIONS, MaskScores
@@ -183,6 +185,19 @@ def check_folder(path: Path) -> Path:
     if (path / "checkpoints").exists() or (path / "bundle").exists():
         raise UsageError(f"output_dir={path} holds a training run: give another output_dir")
     return path
+
+
+@contextmanager
+def folder_if_used(path: Path) -> Iterator[None]:
+    """Make the folder first, to know that it can be; bad usage leaves no empty one behind."""
+    existed = path.exists()
+    make_folder(path)
+    try:
+        yield
+    except UsageError:
+        if not existed:
+            path.rmdir()
+        raise
 
 
 def write_results(metrics: Metrics, output_dir: Path) -> list[Path]:

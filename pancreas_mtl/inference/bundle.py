@@ -136,6 +136,8 @@ def load_bundle(folder: Path) -> Bundle:
     """
     if not folder.is_dir():
         raise UsageError(f"model={folder}: no such folder; give the bundle/ of a training run")
+    if (folder / "bundle").is_dir():
+        raise UsageError(f"model={folder} is a run's folder: give model={folder / 'bundle'}")
     plan = load_plan(folder / "plan.json")
     config = _read_yaml(folder / "config.yaml")
     if config.get("format") != FORMAT:

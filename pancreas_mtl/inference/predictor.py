@@ -125,6 +125,8 @@ class Predictor:
         if preset not in PRESETS:
             raise UsageError(f"preset={preset}: choose one of {', '.join(PRESETS)}")
         paths = [path] if isinstance(path, str | Path) else list(path)
+        if not paths or "" in paths:
+            raise UsageError("model is empty: give a bundle folder, or a list of them")
         bundles = [load_bundle(one) for path in paths for one in find_bundles(Path(path))]
         return cls(
             bundles,

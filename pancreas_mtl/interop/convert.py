@@ -72,6 +72,8 @@ def convert_dataset(
         CaseError: the disk is full, or no case could be written.
     """
     _check_choices(source, target)
+    if not root.is_dir():
+        raise UsageError(f"root={root} is no folder: give the dataset's folder")
     _check_destination(root, output_dir, overwrite=overwrite)
     cases, notes = _official_split(read_cases(source, root), source, root)
     kept, left_out = _fitting(cases, target)

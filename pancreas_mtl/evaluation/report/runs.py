@@ -106,6 +106,8 @@ def read_run(folder: Path, name: str, number: int = 0) -> Run:
         UsageError: the folder does not exist, holds none of the files of a run, or one of them
             cannot be read.
     """
+    if not folder.is_dir():
+        raise UsageError(f"runs: {folder} is no folder; give the output folders of runs")
     metrics = _read_json(folder / "metrics.json")
     curves = _read_curves(folder / "metrics.csv")
     predictions = _prediction_folders(folder, metrics)
