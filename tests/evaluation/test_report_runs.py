@@ -153,14 +153,17 @@ def test_bad_folders_and_files_are_refused(evaluation, tmp_path):
         read_runs([])
     with pytest.raises(UsageError, match="twice: give each folder once"):
         read_runs([evaluation, evaluation])
-    with pytest.raises(UsageError, match=r"nowhere: no metrics\.json, metrics\.csv or run\.json"):
+    with pytest.raises(UsageError, match="nowhere is no folder"):
         read_runs([tmp_path / "nowhere"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"empty: no metrics\.json, metrics\.csv or run\.json"):
+        read_runs([tmp_path / "empty"])
     (evaluation / "metrics.json").write_text("{")
     with pytest.raises(UsageError, match=r"metrics\.json cannot be read .*: make it again"):
         read_runs([evaluation])
 
 
 def test_nothing_is_written_when_a_folder_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"no metrics\.json"):
+    with pytest.raises(UsageError, match="is no folder"):
         write_report([tmp_path / "nowhere"], tmp_path / "report")
     assert not (tmp_path / "report").exists()
