@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
         (["train", "trainer.max_epochs=three"], "trainer.max_epochs=three: has to be a whole"),
         (["train", "optimizer.lr=fast"], "optimizer.lr=fast: has to be a number"),
         (["train", "sampling.balanced=1"], "sampling.balanced=1: has to be true or false"),
+        (["train", "model.pretrained=/x"], "model.pretrained=/x: no such folder"),
         (["train", "seed=abc"], "seed=abc: has to be a whole number"),
         (["train", "data.num_train=x"], "data.num_train=x: has to be a whole number"),
         (["train", "--experiment", "smoke"], "keys are given as experiment=VALUE"),

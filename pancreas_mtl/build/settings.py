@@ -13,6 +13,7 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from pancreas_mtl.configuration import did_you_mean, plain
@@ -106,6 +107,10 @@ def _check_type(key: str, value: Any, wanted: Any) -> None:
     raise UsageError(f"{key}={value}: has to be {' or '.join(name for name, _ in accepted)}")
 
 
+def _has_gpu() -> bool:
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
 def _names(kind: type | None) -> set[str]:
     return {field.name for field in fields(kind)} if kind else set()
 
@@ -128,6 +133,14 @@ def check(config: DictConfig) -> None:
     for name in config.trainer.keys() - TRAINER_ARGUMENTS:
         hint = did_you_mean(name, TRAINER_ARGUMENTS)
         raise UsageError(f"trainer.{name}: no such argument of Lightning's Trainer{hint}")
+    if config.trainer.accelerator in ("gpu", "cuda") and not _has_gpu():
+        raise UsageError(
+            f"trainer.accelerator={config.trainer.accelerator}: no GPU here; use trainer=auto"
+        )
+    if config.model.pretrained is not None and not Path(config.model.pretrained).is_dir():
+        raise UsageError(
+            f"model.pretrained={config.model.pretrained}: no such folder; give the bundle/ of a run"
+        )
     root, run_dir = Path(config.data.root).resolve(), Path(config.output_dir).resolve()
     if root.is_relative_to(run_dir):
         raise UsageError(
