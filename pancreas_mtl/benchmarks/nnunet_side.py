@@ -1,7 +1,7 @@
 """What stock nnU-Net v2 does, when asked; runs in nnU-Net's environment, alone.
 
-It calls nnU-Net's own classes as its commands call them, with their defaults. The
-environment's BENCHMARK_DEVICE says where, cpu or cuda.
+It calls nnU-Net's own classes as its commands call them, with their defaults,
+on the device that BENCHMARK_DEVICE names in the environment, cpu or cuda.
 """
 
 import json
