@@ -108,3 +108,9 @@ def test_config_is_never_executed(bundle, config, tmp_path, monkeypatch):
 def test_no_folder(tmp_path):
     with pytest.raises(UsageError, match="no such folder"):
         load_bundle(tmp_path / "absent")
+
+
+def test_the_folder_of_a_run_is_told_from_its_bundle(tmp_path):
+    (tmp_path / "bundle").mkdir()
+    with pytest.raises(UsageError, match=f"give model={tmp_path / 'bundle'}"):
+        load_bundle(tmp_path)
