@@ -98,11 +98,11 @@ def _hydra_app(
             found.append(error)
         except Exception as error:
             found.append(_defect(error))
-        if multirun.is_job():
+        if not multirun.is_job():
+            errors.extend(found)
+        elif is_first_process():
             line = one_line(found[0], config_name) if found else None
             multirun.write_outcome(config, _exit_code(found), line)
-        else:
-            errors.extend(found)
 
     return app
 
@@ -111,7 +111,10 @@ def _end_of_jobs(after_jobs: Callable[[Sequence[Job], Path], str] | None) -> lis
     """Sum up the multirun, if there was one; its failed jobs as errors."""
     errors: list[Exception] = []
     while multirun.started:
-        jobs, folder = multirun.started[0].outcomes(), multirun.started.pop(0).sweep_dir
+        ended = multirun.started.pop(0)
+        if not ended.has_begun():
+            continue
+        jobs, folder = ended.outcomes(), ended.sweep_dir
         if after_jobs is not None:
             print(after_jobs(jobs, folder))
         for job in jobs:

@@ -22,6 +22,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from pancreas_mtl.data.files import write_json
 from pancreas_mtl.types import Job
 
 OUTCOME = "outcome.json"
@@ -39,6 +40,10 @@ class Multirun:
 
     sweep_dir: Path
     jobs: tuple[tuple[str, ...], ...]
+
+    def has_begun(self) -> bool:
+        """Whether any job has a folder; none has where a launcher refused the configuration."""
+        return any((self.sweep_dir / str(number)).exists() for number in range(len(self.jobs)))
 
     def outcomes(self) -> list[Job]:
         """How the jobs ended, in their order."""
@@ -68,11 +73,11 @@ def is_job() -> bool:
 
 
 def write_outcome(config: DictConfig, exit_code: int, error: str | None) -> None:
-    """Say how this job ended."""
+    """Say how this job ended, all at once or not at all; for the first of its processes alone."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     output_dir = OmegaConf.select(config, "output_dir")
     facts = {"output_dir": output_dir, "exit_code": exit_code, "error": error}
-    (folder / OUTCOME).write_text(json.dumps(facts, indent=1) + "\n")
+    write_json(folder / OUTCOME, facts)
 
 
 def _outcome(path: Path, number: int, overrides: tuple[str, ...]) -> Job:

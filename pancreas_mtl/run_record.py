@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from pancreas_mtl.command import is_first_process
 from pancreas_mtl.data.files import write_json
 from pancreas_mtl.interruption import Interrupted
+from pancreas_mtl.multirun import is_job
 from pancreas_mtl.provenance import code_state, machine, package_versions, peak_memory_gb
 
 SCHEMA = 1
@@ -49,11 +50,15 @@ def is_finished(config: DictConfig, run_dir: Path) -> bool:
 def goes_on(config: DictConfig, run_dir: Path) -> bool:
     """Whether this run was interrupted, and is started again, by its scheduler or its user.
 
+    A finished job of a multirun counts as well: when the multirun is started again it has nothing
+    to do, unless overwrite=true.
     Several processes cannot agree on what the folder said when the first of them began; they go on
     where SLURM says that it has queued the job again, or with resume=true.
     """
     if int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0:
         return True
+    if is_job() and is_finished(config, run_dir):
+        return not config.overwrite
     alone = str(config.trainer.devices) == "1" and "WORLD_SIZE" not in os.environ
     record = read_record(run_dir)
     same = record.get("config") == config_digest(config)

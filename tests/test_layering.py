@@ -20,10 +20,10 @@ ALLOWED = {
     "search": {"data"},
     "configuration": set(),
     "help": {"configuration"},
-    "multirun": set(),
+    "multirun": {"data"},
     "command": {"configuration", "help", "multirun"},
     "run_folder": {"training", "command"},
-    "run_record": {"data", "command"},
+    "run_record": {"data", "command", "multirun"},
 }
 ANYTHING = CORE | {
     "inference",

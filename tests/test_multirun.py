@@ -4,7 +4,11 @@ import csv
 import json
 
 import pytest
+from commands import call
+from wandb_file import read_runs
 
+import train
+from pancreas_mtl.interruption import EXIT_CODE
 from pancreas_mtl.multirun import Multirun, other_overrides
 
 
@@ -32,10 +36,60 @@ def test_a_job_without_an_outcome_was_killed(tmp_path):
     assert "killed" in killed.error
 
 
+def test_a_choice_that_does_not_exist_is_bad_usage_before_any_job(tmp_path):
+    result = call("train", "-m", "experiment=balanced,balancd", f"paths.outputs={tmp_path}")
+    assert result.code == 2
+    assert result.last_line.startswith("train: experiment=balancd: no such choice; did you mean")
+    assert result.stdout == ""
+
+
+def test_a_repeated_multirun_keeps_what_is_finished_with_its_scores(tmp_path, monkeypatch):
+    """The first job is this very run, finished; the second was made by another configuration."""
+    scores = {"mean": 0.75}
+    folders = [tmp_path / "runs" / "smoke" / f"fold0-seed{seed}" for seed in (0, 1)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").touch()
+        (folder / "run.json").write_text(json.dumps({"status": "finished", "config": "this one"}))
+        document = {"whole_pancreas": {"dsc": scores}, "pancreas": {"dsc": scores}}
+        document |= {"lesion": {"dsc": scores}, "subtype": {"macro_f1": scores}}
+        (folder / "metrics.json").write_text(json.dumps(document))
+    monkeypatch.setattr(
+        "pancreas_mtl.run_record.config_digest",
+        lambda config: "this one" if config.seed == 0 else "another",
+    )
+    monkeypatch.setattr(train.build, "dataset", lambda config: None)
+    paths = [f"paths.outputs={tmp_path}", f"paths.runs={tmp_path / 'runs'}"]
+    arguments = ["-m", "experiment=smoke", "seed=0,1", *paths]
+    again = call("train", *arguments)
+    assert again.code == 2
+    assert "finished already" in again.stdout
+    assert f"job 1: output_dir={folders[1]} holds a run" in again.last_line
+    (table,) = tmp_path.rglob("jobs.csv")
+    with table.open() as file:
+        jobs = list(csv.DictReader(file))
+    assert [(job["state"], job["macro_f1"]) for job in jobs] == [
+        ("done", "0.75"),
+        ("failed (2)", ""),
+    ]
+
+
+def test_only_the_first_process_of_a_job_says_how_it_ended(tmp_path, monkeypatch):
+    sweep = [f"hydra.sweep.dir={tmp_path}", f"paths.outputs={tmp_path}", "seed=0,1"]
+    assert call("train", "-m", "data=quiz", "data.root=/nowhere", *sweep).code == 2
+    before = [path.read_text() for path in sorted(tmp_path.glob("*/outcome.json"))]
+    monkeypatch.setenv("RANK", "1")
+    call("train", "-m", "print_config=true", *sweep)
+    after = [path.read_text() for path in sorted(tmp_path.glob("*/outcome.json"))]
+    assert len(before) == 2
+    assert after == before
+    assert json.loads(after[0])["exit_code"] == 2
+
+
 @pytest.fixture(scope="module")
 def multirun(trainings):
     folder, did = trainings
-    return folder, did["multirun"], (folder / "multirun.log").read_text()
+    return folder / "multirun", did["multirun"], (folder / "multirun.log").read_text()
 
 
 @pytest.mark.slow
@@ -50,7 +104,7 @@ def test_the_other_jobs_go_on_when_some_fail(multirun):
 @pytest.mark.slow
 def test_the_table_gives_every_job_and_the_mean_over_seeds(multirun):
     folder, _, log = multirun
-    (sweep,) = (folder / "outputs" / "multirun").iterdir()
+    *_, sweep = sorted((folder / "multirun").iterdir())
     with (sweep / "jobs.csv").open() as file:
         jobs = list(csv.DictReader(file))
     assert [job["state"] for job in jobs] == ["done", "done", "failed (2)", "failed (2)"]
@@ -66,7 +120,39 @@ def test_the_table_gives_every_job_and_the_mean_over_seeds(multirun):
 @pytest.mark.slow
 def test_each_job_has_a_wandb_run_of_its_own(multirun):
     folder, _, _ = multirun
-    journals = [json.loads(p.read_text()) for p in (folder / "runs").rglob("wandb.json")]
-    offline = list((folder / "runs").rglob("offline-run-*/run-*.wandb"))
-    assert {path.stem.removeprefix("run-") for path in offline} == {j["id"] for j in journals}
-    assert len(offline) == 2
+    seen = set()
+    for journal in (folder / "runs").rglob("wandb.json"):
+        record = json.loads((journal.parent / "run.json").read_text())
+        parts = read_runs(journal.parent / "wandb")
+        assert len(parts) == 1 + len(record["resumed"])
+        assert {part.id for part in parts} == {json.loads(journal.read_text())["id"]}
+        seed = f"seed{record['seed']}"
+        for part in parts:
+            assert part.group == "balanced"
+            assert sorted(part.tags) == sorted(["balanced", "fold0", seed, record["git"]["label"]])
+        seen.add((parts[0].id, seed))
+    assert {seed for _, seed in seen} == {"seed0", "seed1"}
+    assert len({identity for identity, _ in seen}) == 2
+
+
+@pytest.mark.slow
+def test_an_interrupted_multirun_keeps_what_is_done_and_goes_on_with_the_rest(multirun):
+    folder, did, log = multirun
+    assert did["stopped"]["code"] == EXIT_CODE
+    assert len(did["stopped"]["steps"]) == 5, "four of the first job, one of the second"
+    assert [step for step, _ in did["steps"]] == [1, 2, 3], "the rest of the second"
+    assert "finished already" in log
+    first, _ = sorted((folder / "multirun").iterdir())
+    with (first / "jobs.csv").open() as file:
+        assert [job["state"] for job in csv.DictReader(file)] == ["done", *["killed"] * 3]
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_amid_training_ends_its_wandb_run_and_the_next_one_trains(trainings):
+    folder, did = trainings
+    log = (folder / "broken.log").read_text()
+    assert did["broken"]["code"] == 1, log[-3000:]
+    assert "job 0: 1 steps in a row had a loss that is not finite" in log
+    found = [read_runs(path) for path in (folder / "broken" / "runs").rglob("wandb")]
+    ended = {run.config["optimizer"]["lr"]: run.exit_code for runs in found for run in runs}
+    assert ended == {1e30: 1, 1e-3: 0}

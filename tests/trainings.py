@@ -1,7 +1,7 @@
 """Real trainings for the tests of runs: killed, interrupted, distributed, several in one command.
 
 A program that imports everything once and forks a process for each training, so that a training
-costs what it trains. A process tells every step and its loss through a pipe.
+costs what it trains. A process tells every step, its loss and its weights through a pipe.
 Usage: trainings.py DATA FOLDER [NAME...]; prints what each of the trainings did as JSON.
 """
 
@@ -26,8 +26,11 @@ import torch
 import train
 from pancreas_mtl.training.module import MultitaskModule
 
-NAMES = ("calm", "disturbed", "repeated", "multirun", "alone", "together", "one_rank_hears")
-STEP = struct.Struct("qd")
+NAMES = (
+    *("calm", "disturbed", "repeated", "multirun", "broken"),
+    *("alone", "together", "one_rank_hears"),
+)
+STEP = struct.Struct("qdd")  # number, loss, and the sum of the weights before it
 EPOCHS, STEPS_PER_EPOCH = 4, 4
 KILLS = [signal.SIGKILL] * 10 + [signal.SIGTERM, signal.SIGUSR1]
 OVERRIDES = [
@@ -88,7 +91,8 @@ def tell_steps(pipe: int) -> None:
 
     def told(self, batch, batch_idx):
         loss = step(self, batch, batch_idx)
-        os.write(pipe, STEP.pack(self.global_step, loss.item()))
+        weights = sum(one.detach().double().sum().item() for one in self.network.parameters())
+        os.write(pipe, STEP.pack(self.global_step, loss.item(), weights))
         return loss
 
     MultitaskModule.training_step = told
@@ -96,7 +100,7 @@ def tell_steps(pipe: int) -> None:
 
 def watch(process: Process, *, steps: int = 0, delay_s: float = 0.0, signum: int = 0) -> dict:
     """Let it run to its end, or for some steps and a moment until the signal; what it did."""
-    told: list[tuple[int, float]] = []
+    told: list[tuple[int, float, float]] = []
     while (not signum or len(told) < steps) and (data := os.read(process.pipe, STEP.size)):
         told.append(STEP.unpack(data))
     if signum:
@@ -106,7 +110,9 @@ def watch(process: Process, *, steps: int = 0, delay_s: float = 0.0, signum: int
         told.append(STEP.unpack(data))
     _, status = os.waitpid(process.number, 0)
     os.close(process.pipe)
-    return {"code": os.waitstatus_to_exitcode(status), "signal": int(signum), "steps": told}
+    steps, weights = [one[:2] for one in told], [one[2] for one in told]
+    code = os.waitstatus_to_exitcode(status)
+    return {"code": code, "signal": int(signum), "steps": steps, "weights": weights}
 
 
 class Trainings:
@@ -157,11 +163,26 @@ class Trainings:
         return watch(start(arguments, self.folder / "repeated.log"))
 
     def multirun(self) -> dict:
-        """Two folds of which one does not exist, with two seeds, one after the other."""
-        arguments = ["-m", *self.common, f"paths.runs={self.folder / 'runs'}"]
-        more = ["fold=0,9", "seed=0,1", "trainer.max_epochs=1"]
-        more += ["logger=wandb", "logger.wandb.mode=offline"]
-        return watch(start([*arguments, *more], self.folder / "multirun.log", finish=True))
+        """Two folds of which one does not exist, with two seeds, one after the other.
+
+        A signal stops it in the second job; then the same command comes again.
+        """
+        arguments = self.jobs("multirun", "fold=0,9", "seed=0,1")
+        log = self.folder / "multirun.log"
+        first = start(arguments, log, finish=True)
+        stopped = watch(first, steps=STEPS_PER_EPOCH + 1, signum=signal.SIGTERM)
+        return {"stopped": stopped, **watch(start(arguments, log, finish=True))}
+
+    def broken(self) -> dict:
+        """Two jobs, of which the first fails when it has trained for a step."""
+        arguments = self.jobs("broken", "optimizer.lr=1e30,1e-3", "optimizer.max_bad_losses=0")
+        return watch(start(arguments, self.folder / "broken.log"))
+
+    def jobs(self, name: str, *more: str) -> list[str]:
+        """The arguments of a multirun of short trainings, which wandb watches."""
+        paths = [f"paths.outputs={self.folder / name}", f"paths.runs={self.folder / name / 'runs'}"]
+        watched = ["logger=wandb", "logger.wandb.mode=offline"]
+        return ["-m", *self.common, *paths, "trainer.max_epochs=1", *watched, *more]
 
     def alone(self) -> dict:
         """One process that learns nothing, so that its predictions are those of `together`."""
