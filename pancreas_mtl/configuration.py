@@ -19,7 +19,8 @@ from rich.syntax import Syntax
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 # Sections whose keys are arguments of a library, or names that a user gives.
 OPEN = ("trainer", "logger.wandb", "sweep.space", "configurations", "ensembles", "parts")
-NOT_KEYS = ("defaults", "hydra")
+LAUNCHER = "hydra/launcher"  # what runs the jobs of a multirun
+NOT_KEYS = ("defaults", "hydra", "_target_")
 LINE = re.compile(r"(?P<indent> *)(?P<key>[\w./]+):(?: +(?P<value>[^#]*?))?(?: +# *(?P<note>.*))?$")
 
 
@@ -47,16 +48,22 @@ class Group(NamedTuple):
 
 
 def groups(command: str) -> list[Group]:
-    """The groups in the defaults of `<command>.yaml`, in their order."""
-    found = []
+    """The groups in the defaults of `<command>.yaml`, in their order; at the end the launchers.
+
+    A command that starts from another's file has its groups, but not its launchers.
+    """
+    found: list[Group] = []
+    launchers: list[Group] = []
     for entry in _defaults(command):
         if isinstance(entry, str):
-            found += [] if entry == "_self_" else groups(entry)
+            found += [] if entry == "_self_" else [g for g in groups(entry) if g.name != LAUNCHER]
             continue
         ((name, default),) = entry.items()
-        if not name.startswith("override "):
+        if name == f"override {LAUNCHER}":
+            launchers.append(_group(LAUNCHER, default))
+        elif not name.startswith("override "):
             found.append(_group(name.split()[-1], None if default == "???" else default))
-    return found
+    return found + launchers
 
 
 def own_keys(command: str) -> list[Key]:
@@ -138,7 +145,8 @@ def read_file(path: Path, package: str) -> ConfFile:
 
 def _group(name: str, default: str | None) -> Group:
     files = sorted((CONF_DIR / name).glob("*.yaml"))
-    return Group(name, default, {path.stem: read_file(path, name) for path in files})
+    package = name.replace("/", ".")
+    return Group(name, default, {path.stem: read_file(path, package) for path in files})
 
 
 def _keys(lines: list[str], package: str) -> list[Key]:

@@ -32,7 +32,7 @@ def composed(command, *overrides):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONF_DIR)))
 def test_keys_are_those_that_yaml_finds(path):
     content = OmegaConf.load(path)
-    for name in ("defaults", "hydra"):
+    for name in ("defaults", "hydra", "_target_"):
         content.pop(name, None)
     found = [key.name for key in read_file(path, "x").keys]
     package = "model" if path.parent.name == "head" else "x"
@@ -78,6 +78,14 @@ def test_help_shows_the_keys_of_the_choices_made():
     assert re.search(r"^  data\.root= +required", text, re.M)
     assert "num_train" not in text
     assert choices_in(["data=quiz", "fold=1", "-m"], "train") == {"data": "quiz"}
+
+
+def test_help_shows_the_launchers_of_a_command_that_takes_several_jobs():
+    text = help_text("train", "", [])
+    assert re.search(r"^  hydra/launcher\n +ray +Every job.*\n(.*\n)* +submitit_slurm ", text, re.M)
+    assert "hydra/launcher" not in help_text("sweep", "", [])
+    text = help_text("train", "", ["-m", "hydra/launcher=submitit_slurm"])
+    assert re.search(r"^  hydra\.launcher\.partition=null", text, re.M)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
