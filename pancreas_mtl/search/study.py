@@ -86,7 +86,7 @@ def next_trial(study: Study, folder: Path, config: SweepConfig) -> Begun | None:
     """Begin a trial; None where all that are wanted are done or at work in some process."""
     with _one_at_a_time(folder):
         _requeue_killed(study, folder)
-        if _count(study, *DONE, TrialState.RUNNING) >= config.trials:
+        if count(study, *DONE, TrialState.RUNNING) >= config.trials:
             return None
         trial = study.ask()
         name = trial.user_attrs.get(FOLDER, f"trial{trial.number:04d}")
@@ -113,7 +113,8 @@ def _requeue_killed(study: Study, folder: Path) -> None:
                 study.enqueue_trial(trial.params, user_attrs={FOLDER: name})
 
 
-def _count(study: Study, *states: TrialState) -> int:
+def count(study: Study, *states: TrialState) -> int:
+    """The trials in any of these states, of all processes."""
     return len(study.get_trials(deepcopy=False, states=states))
 
 

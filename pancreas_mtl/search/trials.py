@@ -16,7 +16,7 @@ from optuna.trial import Trial, TrialState
 from pancreas_mtl.errors import CaseError, UsageError
 from pancreas_mtl.search.results import write_results
 from pancreas_mtl.search.space import Space, suggest
-from pancreas_mtl.search.study import DONE, Begun, SweepConfig, next_trial
+from pancreas_mtl.search.study import DONE, Begun, SweepConfig, count, next_trial
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +39,27 @@ def run_sweep(
     failures = 0
     while begun := next_trial(study, folder, config):
         values = [f"{key}={value}" for key, value in suggest(begun.trial, space).items()]
-        log.info("trial %d of %d: %s", begun.trial.number + 1, config.trials, " ".join(values))
+        where = f"{count(study, *DONE)} of {config.trials} done{time_left(study, config.trials)}"
+        log.info("trial %d, %s: %s", begun.trial.number + 1, where, " ".join(values))
         state = _finish(study, begun, [*overrides, *values], config.objective)
         write_results(study, folder)
         failures = 0 if state in DONE else failures + 1
         if failures == MAX_FAILURES:
             raise CaseError(f"{failures} trials in a row failed: see {begun.folder}/trial.log")
+
+
+def time_left(study: Study, wanted: int) -> str:
+    """`, about 95 minutes left`, from the mean time of the trials that are done; "" before any.
+
+    As many trials as are at work now are taken to be so to the end.
+    """
+    done = study.get_trials(deepcopy=False, states=DONE)
+    seconds = [trial.duration.total_seconds() for trial in done if trial.duration]
+    if not seconds:
+        return ""
+    at_once = max(1, count(study, TrialState.RUNNING))
+    left_s = sum(seconds) / len(seconds) * (wanted - len(done)) / at_once
+    return f", about {left_s / 60:.0f} minutes left"
 
 
 def _finish(study: Study, begun: Begun, overrides: list[str], objective: str) -> TrialState:

@@ -7,10 +7,13 @@ import subprocess
 import sys
 import textwrap
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
+from omegaconf import OmegaConf
 from optuna.trial import TrialState
 
 from pancreas_mtl.errors import CaseError, UsageError
@@ -151,6 +154,83 @@ def test_a_training_that_is_killed_is_taken_up_again_in_its_folder(fake):
 def test_an_objective_that_training_does_not_log(fake):
     with pytest.raises(UsageError, match=r"sweep.objective=val/scor: .*metrics.csv has no values"):
         search(fake, objective="val/scor")
+
+
+def test_the_time_left_follows_from_the_trials_that_are_done(fake, caplog):
+    study = optuna.create_study()
+    assert trials.time_left(study, 10) == ""
+    start = datetime(2026, 1, 1)
+    for minutes, state in ((10, TrialState.COMPLETE), (20, TrialState.PRUNED)):
+        study.add_trial(trial_of(state, start, start + timedelta(minutes=minutes)))
+    assert trials.time_left(study, 10) == ", about 120 minutes left"  # 8 trials of 15 minutes
+    for _ in range(2):
+        study.add_trial(trial_of(TrialState.RUNNING, start, None))
+    assert trials.time_left(study, 10) == ", about 60 minutes left"
+    with caplog.at_level("INFO"):
+        search(fake, trials=2)
+    assert "trial 1, 0 of 2 done: x=" in caplog.text
+    assert "trial 2, 1 of 2 done, about 0 minutes left: x=" in caplog.text
+
+
+def trial_of(state, start, end):
+    return optuna.trial.FrozenTrial(
+        number=-1,
+        state=state,
+        value=1.0 if state.is_finished() else None,
+        datetime_start=start,
+        datetime_complete=end,
+        params={},
+        distributions={},
+        user_attrs={},
+        system_attrs={},
+        intermediate_values={0: 1.0},
+        trial_id=-1,
+    )
+
+
+def test_a_lock_on_the_journal_that_a_killed_process_left_is_taken_away(fake, monkeypatch):
+    """Optuna waits half a minute for its owner; here time runs a hundred times as fast."""
+    search(fake, trials=1)
+    (fake / "journal.log.lock").touch()
+    fast = SimpleNamespace(monotonic=lambda: 100 * time.monotonic(), sleep=time.sleep)
+    monkeypatch.setattr("optuna.storages.journal._file.time", fast)
+    study = search(fake, trials=2)
+    assert states(study) == ["COMPLETE"] * 2
+    assert not (fake / "journal.log.lock").exists()
+
+
+@pytest.mark.slow
+def test_real_trainings(box_quiz, tmp_path):
+    from trainings import OVERRIDES  # which imports all of the training
+
+    folder = tmp_path / "study"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pancreas_mtl.sweep", f"output_dir={folder}"),
+            *(f"data.root={box_quiz}", f"paths.outputs={tmp_path}", "sweep.trials=4"),
+            *OVERRIDES,
+            "trainer.max_epochs=1",
+        ],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "best of 4 trials" in done.stdout
+    assert "the best again: python train.py data=quiz" in done.stdout
+    with (folder / "trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["state"] for row in rows] == ["complete"] * 4
+    for row in rows:
+        (score,) = read_curve(folder / row["folder"] / "metrics.csv", "val/score").values()
+        assert float(row["value"]) == pytest.approx(score, rel=1e-4)
+        config = OmegaConf.load(folder / row["folder"] / "config.yaml")
+        assert config.optimizer.lr == pytest.approx(float(row["optimizer.lr"]))
+        assert config.model.head == row["head"]
+    assert (folder / "importance.png").stat().st_size > 2000
 
 
 WORKER = """
