@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -251,6 +252,53 @@ def test_tensorboard_gets_the_same(watched):
     assert board.Scalars("final/lesion_dsc")[0].value == pytest.approx(
         metrics["lesion"]["dsc"]["mean"], abs=1e-6
     )
+
+
+ONLY_IN_FP16 = {"train/loss_scale"}
+
+
+def logged_names(run_dir):
+    """The names of values, pictures and tables in both loggers, without those of wandb's own."""
+    (run,) = read_runs(run_dir / "wandb")
+    names = {name for row in (run.summary, *run.history) for name in row if name[0] != "_"}
+    media = {name.removesuffix("/path") for name in names if name.endswith("/path")}
+    board = EventAccumulator(str(run_dir / "tensorboard"))
+    board.Reload()
+    tags = [tag for kind in ("scalars", "images") for tag in board.Tags()[kind]]
+    parts = tuple(f"{name}/" for name in media)
+    return media | {name for name in names if not name.startswith(parts)} | set(tags)
+
+
+def test_the_page_of_dashboards_has_the_names_that_are_logged(watched):
+    metrics = json.loads((watched / "metrics.json").read_text())
+    stand_for = {
+        "region": ["whole_pancreas", "pancreas", "lesion"],
+        "subtype": ["0", "1", "2"],
+        "target": [target["name"] for target in metrics["targets"]],
+        "case": [case["name"] for case in metrics["cases"]],
+    }
+    page = (ROOT / "docs" / "dashboards.md").read_text().partition("## Where")[0]
+    written = {
+        n for cell in re.findall(r"^\| (`.*?) \|", page, re.M) for n in cell.split("`")[1::2]
+    }
+    logged = logged_names(watched)
+    matched = {
+        name: {
+            one
+            for one in logged
+            if re.fullmatch(
+                re.sub("<(.+?)>", lambda found: f"({'|'.join(stand_for[found[1]])})", name), one
+            )
+        }
+        for name in written
+    }
+    assert {name for name in matched if not matched[name]} == ONLY_IN_FP16
+    assert logged == set().union(*matched.values())
+    with (watched / "metrics.csv").open() as file:
+        columns = set(next(csv.reader(file)))
+    curves = {name for name in logged if name.startswith(("train/", "lr/", "val/"))}
+    of_epochs = {name.removesuffix("_epoch") for name in curves if not name.endswith("_step")}
+    assert columns == {"epoch", "step"} | of_epochs
 
 
 def test_the_folder_holds_the_pictures_that_the_loggers_show(watched):
