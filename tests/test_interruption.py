@@ -88,11 +88,19 @@ def test_weights_optimiser_and_history_end_the_same_bit_for_bit(runs):
     ]
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "loops"):
         assert_same(states[0][key], states[1][key], key)
+    (calm_patience,), (patience,) = (
+        [state for name, state in one["callbacks"].items() if "EarlyStopping" in name]
+        for one in states
+    )
+    assert_same(calm_patience, patience, "early stopping")
 
 
 @pytest.mark.slow
-def test_no_step_is_logged_twice(runs):
-    folder, _ = runs
+def test_no_step_is_logged_twice_and_none_lost_but_those_of_a_checkpoint(runs):
+    folder, result = runs
+    gone_on_from = {
+        attempt["steps"][0][0] - 1 for attempt in result["attempts"] if attempt["steps"]
+    }
     boards = []
     for run in ("calm", "disturbed"):
         board = EventAccumulator(str(folder / run / "tensorboard"), {"scalars": 0})
@@ -104,6 +112,7 @@ def test_no_step_is_logged_twice(runs):
         expected = Counter((event.step, event.value) for event in calm.Scalars(tag))
         found = Counter((event.step, event.value) for event in disturbed.Scalars(tag))
         assert found <= expected, tag
+        assert {step for step, _ in expected - found} <= gone_on_from, tag
 
 
 @pytest.mark.slow

@@ -114,6 +114,8 @@ class LastCheckpoint(Checkpoint):
         self._handlers.close()
 
     def _write(self, trainer: pl.Trainer) -> None:
+        for logger in trainer.loggers:
+            logger.save()  # what training will not repeat; the points of this very step come later
         trainer.save_checkpoint(self.path, weights_only=False)
         self._written_s = self.clock()
 

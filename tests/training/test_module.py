@@ -14,6 +14,7 @@ from pancreas_mtl.benchmarks.inputs import QUIZ_PLAN
 from pancreas_mtl.errors import TrainingError
 from pancreas_mtl.losses.joint import LossConfig
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
+from pancreas_mtl.training.last_checkpoint import ResumableEarlyStopping
 from pancreas_mtl.training.module import MultitaskModule, OptimizerConfig
 from pancreas_mtl.types import UNKNOWN, Batch
 
@@ -55,7 +56,7 @@ def make(plan, **changes):
     )
 
 
-def fit(module, tmp_path, *, epochs=1, train=None, **changes):
+def fit(module, tmp_path, *, epochs=1, train=None, ckpt_path=None, **changes):
     trainer = pl.Trainer(
         max_epochs=epochs,
         logger=False,
@@ -68,7 +69,8 @@ def fit(module, tmp_path, *, epochs=1, train=None, **changes):
         **{"accelerator": "cpu"} | changes,
     )
     train = train or DataLoader(Patches(), batch_size=2)
-    trainer.fit(module, train, DataLoader(Patches(3), batch_size=1))
+    validation = DataLoader(Patches(3), batch_size=1)
+    trainer.fit(module, train, validation, ckpt_path=ckpt_path, weights_only=True)
     return trainer
 
 
@@ -91,6 +93,19 @@ def test_head_has_a_group_of_its_own_and_every_weight_is_in_one(plan, tmp_path):
     }
     grouped = sum(len(one["params"]) for one in (encoder, decoder, head))
     assert grouped == len(list(module.network.parameters()))
+
+
+def test_early_stopping_goes_on_counting_after_a_resume(plan, tmp_path):
+    def impatient():
+        return ResumableEarlyStopping(monitor="val/score", mode="max", patience=3, min_delta=10.0)
+
+    before, after = impatient(), impatient()
+    fit(make(plan), tmp_path, epochs=3, callbacks=[before]).save_checkpoint(tmp_path / "x.ckpt")
+    assert before.wait_count == 2  # the first validation was the best so far
+    checkpoint = tmp_path / "x.ckpt"
+    trainer = fit(make(plan), tmp_path, epochs=9, callbacks=[after], ckpt_path=checkpoint)
+    assert after.best_score == before.best_score
+    assert trainer.current_epoch == 4
 
 
 class Poisoned(Patches):

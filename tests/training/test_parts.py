@@ -10,6 +10,7 @@ import torch
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.training.callbacks import CollapseDetector, History
 from pancreas_mtl.training.checkpoints import averaged_weights, read_checkpoint
+from pancreas_mtl.training.last_checkpoint import LastCheckpoint
 from pancreas_mtl.training.schedules import ema_decay, learning_rate_factor
 from pancreas_mtl.training.validation import ValidationCase, validation_case, validation_scores
 from pancreas_mtl.types import UNKNOWN, Batch
@@ -82,6 +83,18 @@ def test_collapse_is_warned_of_once_after_its_patience(caplog):
     assert resumed.epochs == 3
     validate(3.0)
     assert logged["val/collapsed"] == 0
+
+
+def test_loggers_write_what_they_have_before_a_checkpoint_says_that_it_was_done(tmp_path):
+    done = []
+    logger = SimpleNamespace(save=lambda: done.append("logger"))
+    trainer = SimpleNamespace(
+        loggers=[logger],
+        strategy=SimpleNamespace(reduce_boolean_decision=lambda mine, **_: mine),
+        save_checkpoint=lambda path, weights_only: done.append(path.name),
+    )
+    LastCheckpoint(tmp_path / "last.ckpt").on_train_epoch_end(trainer, None)
+    assert done == ["logger", "last.ckpt"]
 
 
 def test_averaged_weights_by_their_own_names(tmp_path):
