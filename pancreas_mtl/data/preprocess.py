@@ -96,8 +96,9 @@ def preprocess(
     """
     make_folder(cache_dir, "paths.cache")
     one = partial(preprocess_case, plan=plan, cache_dir=cache_dir)
-    found = ((case, _find_entry(case, plan, cache_dir)) for case in cases)
-    done = {case.name: entry for case, entry in found if entry is not None}
+    look = partial(_find_entry, plan=plan, cache_dir=cache_dir)
+    found = map_in_processes(look, cases, workers=1, label="look into the cache")
+    done = {case.name: entry for case, entry in found if isinstance(entry, CacheEntry)}
     missing = [case for case in cases if case.name not in done]
     failures: list[Exception] = []
     for case, result in map_in_processes(one, missing, workers=workers, label="preprocess"):

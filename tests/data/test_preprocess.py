@@ -86,6 +86,14 @@ def test_order_of_the_cases_is_kept_and_one_bad_case_is_reported(case, plan, tmp
     assert [entry.name for entry in entries] == ["b", "a"]
 
 
+def test_the_look_into_the_cache_tells_how_far_it_is(case, plan, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("pancreas_mtl.data.pool.LOG_EVERY_S", 0.0)
+    cases = [replace(case, name=name) for name in "abc"]
+    with caplog.at_level("INFO"):
+        preprocess(cases, plan, tmp_path, workers=1)
+    assert "look into the cache: 1 of 3, about" in caplog.text
+
+
 def test_nothing_half_written_is_left(case, plan, tmp_path):
     cache = tmp_path / "cache"
     preprocess([case], plan, cache, workers=1)
