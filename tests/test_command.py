@@ -78,6 +78,28 @@ def test_help_shows_the_choices(command):
         assert word in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("command", "typed", "offered"),
+    [
+        ("train", "experiment=", {"experiment=balanced", "experiment=seg_focused"}),
+        ("train", "experiment=balanced optimizer.l", {"optimizer.lr="}),
+        ("train", "trainer=gpu", {"trainer=gpu", "trainer=gpu_fp16"}),
+        ("predict", "lesion_", {"lesion_candidates="}),
+    ],
+)
+def test_the_tab_key_offers_keys_and_choices(command, typed, offered, monkeypatch):
+    monkeypatch.setenv("COMP_LINE", f"python {command}.py {typed}")
+    answer = call(command, "-sc", "query=bash")
+    assert answer.code == 0
+    assert offered <= set(answer.stdout.split())
+
+
+def test_the_shell_is_told_how_to_ask():
+    answer = call("train", "-sc", "install=bash")
+    assert answer.code == 0
+    assert "complete -o nospace -o default -F hydra_bash_completion" in answer.stdout
+
+
 def test_print_config_prints_and_stops(tmp_path):
     folder = f"output_dir={tmp_path / 'run'}"
     result = call("train", "print_config=true", "experiment=aggressive", "seed=3", folder)
