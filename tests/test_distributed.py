@@ -51,6 +51,16 @@ def test_only_the_first_rank_writes(trainings):
     assert record["status"] == "finished"
 
 
+def test_both_ranks_learn_the_same_from_different_patches(trainings):
+    _, did = trainings
+    did = did["one_rank_hears"]
+    attempts = zip((did["first"], did["second"]), did["again"], strict=True)
+    first, second = ([*stopped["weights"], *again["weights"]] for stopped, again in attempts)
+    assert did["first"]["steps"][0][1] != did["second"]["steps"][0][1]
+    assert first == second
+    assert len(set(first)) == 4
+
+
 def test_a_signal_to_one_rank_stops_both_after_the_same_step(trainings):
     folder, did = trainings
     did = did["one_rank_hears"]
