@@ -8,7 +8,7 @@ DEMO   := outputs/demo
 SECONDS := 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint types format reference gpu-check bench bench-nnunet-env \
+.PHONY: help setup demo test test-fast lint types format reference gpu-check ray-check bench bench-nnunet-env \
 	bench-accuracy bench-nnunet fuzz advisories licences clean
 
 help:  ## list the targets
@@ -78,6 +78,19 @@ reference: $(STAMP)  ## write docs/reference and docs/errors.md from the code an
 
 gpu-check: $(STAMP)  ## the tests that need a CUDA device, with what it gets done in a second
 	$(BIN)/python -m pytest -m gpu -rs -s
+
+# hydra-ray-launcher asks for cloudpickle < 3, which .venv does not have.
+RAY := .ray
+
+ray-check: $(RAY)/.ready  ## the test on a local Ray cluster, in an environment of its own
+	$(RAY)/bin/python -m pytest -rs tests/test_launchers.py -k ray_cluster
+
+$(RAY)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(RAY)
+	grep -v '^cloudpickle==' constraints.txt > $(RAY)/constraints.txt
+	$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check -c $(RAY)/constraints.txt \
+		-e '.[ray]' pytest pytest-timeout
+	@touch $@
 
 # Stock nnU-Net is a rival to measure against, in an environment of its own.
 NNUNET := .nnunet
