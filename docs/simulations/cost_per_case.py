@@ -1,10 +1,11 @@
 """CPU seconds and bytes of preprocessing, per case: the ground of the estimates in docs/scaling.md.
 
-python docs/simulations/cost_per_case.py
+python docs/simulations/cost_per_case.py [IMAGE MASK], whose case is measured as well
 """
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from pancreas_mtl.data.checks import check_case
 from pancreas_mtl.data.fingerprint import fingerprint_case
 from pancreas_mtl.data.preprocess import cache_key, preprocess_case
 from pancreas_mtl.types import Case, Intensity, Plan
@@ -48,12 +50,11 @@ def cpu_s(action) -> float:
     return time.process_time() - begin
 
 
-def measure(name: str, shape: tuple[int, int, int], folder: Path) -> None:
-    case = make_case(folder, shape)
-    raw = sum(path.stat().st_size for path in folder.glob("*.nii.gz"))
-    cache = folder / "cache"
-    cache.mkdir()
+def measure(name: str, case: Case, cache: Path) -> None:
+    raw = sum(path.stat().st_size for path in (case.image, case.mask))
+    shape = nib.load(case.image).shape
     steps = {
+        "audit": lambda: check_case(case),
         "fingerprint": lambda: fingerprint_case(case),
         "preprocess": lambda: preprocess_case(case, plan=PLAN, cache_dir=cache),
         "find again": lambda: preprocess_case(case, plan=PLAN, cache_dir=cache),
@@ -67,8 +68,11 @@ def measure(name: str, shape: tuple[int, int, int], folder: Path) -> None:
 
 def main() -> None:
     for name, shape in SHAPES.items():
-        with tempfile.TemporaryDirectory() as folder:
-            measure(name, shape, Path(folder))
+        with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
+            measure(name, make_case(Path(folder), shape), Path(cache))
+    if paths := [Path(name) for name in sys.argv[1:]]:
+        with tempfile.TemporaryDirectory() as cache:
+            measure(paths[0].name, Case("real", *paths, 1), Path(cache))
 
 
 if __name__ == "__main__":
