@@ -96,14 +96,16 @@ def test_head_has_a_group_of_its_own_and_every_weight_is_in_one(plan, tmp_path):
 
 
 def test_early_stopping_goes_on_counting_after_a_resume(plan, tmp_path):
-    def impatient():
-        return ResumableEarlyStopping(monitor="val/score", mode="max", patience=3, min_delta=10.0)
+    def run(epochs, **more):
+        stopping = ResumableEarlyStopping("val/score", mode="max", patience=3, min_delta=10.0)
+        short = {"limit_train_batches": 1, "limit_val_batches": 1}
+        trainer = fit(make(plan), tmp_path, epochs=epochs, callbacks=[stopping], **short, **more)
+        return trainer, stopping
 
-    before, after = impatient(), impatient()
-    fit(make(plan), tmp_path, epochs=3, callbacks=[before]).save_checkpoint(tmp_path / "x.ckpt")
+    trainer, before = run(3)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
     assert before.wait_count == 2  # the first validation was the best so far
-    checkpoint = tmp_path / "x.ckpt"
-    trainer = fit(make(plan), tmp_path, epochs=9, callbacks=[after], ckpt_path=checkpoint)
+    trainer, after = run(9, ckpt_path=tmp_path / "x.ckpt")
     assert after.best_score == before.best_score
     assert trainer.current_epoch == 4
 
