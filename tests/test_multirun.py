@@ -139,8 +139,9 @@ def test_each_job_has_a_wandb_run_of_its_own(multirun):
 def test_an_interrupted_multirun_keeps_what_is_done_and_goes_on_with_the_rest(multirun):
     folder, did, log = multirun
     assert did["stopped"]["code"] == EXIT_CODE
-    assert len(did["stopped"]["steps"]) == 5, "four of the first job, one of the second"
-    assert [step for step, _ in did["steps"]] == [1, 2, 3], "the rest of the second"
+    stopped, after = ([step for step, _ in one["steps"]] for one in (did["stopped"], did))
+    assert stopped + after == [0, 1, 2, 3] * 2
+    assert 4 < len(stopped) < 8, "the first job, and a part of the second"
     assert "finished already" in log
     first, _ = sorted((folder / "multirun").iterdir())
     with (first / "jobs.csv").open() as file:
