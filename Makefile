@@ -79,7 +79,7 @@ reference: $(STAMP)  ## write docs/reference and docs/errors.md from the code an
 gpu-check: $(STAMP)  ## the tests that need a CUDA device, with what it gets done in a second
 	$(BIN)/python -m pytest -m gpu -rs -s
 
-# hydra-ray-launcher asks for cloudpickle < 3, which .venv does not have.
+# hydra-ray-launcher asks for cloudpickle < 3, and for boto3, which asks for python-dateutil < 3.
 RAY := .ray
 
 ray-check: $(RAY)/.ready  ## the test on a local Ray cluster, in an environment of its own
@@ -87,7 +87,7 @@ ray-check: $(RAY)/.ready  ## the test on a local Ray cluster, in an environment 
 
 $(RAY)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(RAY)
-	grep -v '^cloudpickle==' constraints.txt > $(RAY)/constraints.txt
+	grep -vE '^(cloudpickle|python-dateutil)==' constraints.txt > $(RAY)/constraints.txt
 	$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check -c $(RAY)/constraints.txt \
 		-e '.[ray]' pytest pytest-timeout
 	@touch $@
