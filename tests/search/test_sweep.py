@@ -220,7 +220,8 @@ def test_real_trainings(box_quiz, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "best of 4 trials" in done.stdout
-    assert "the best again: python train.py data=quiz" in done.stdout
+    assert "trial 4, 3 of 4 done, about " in done.stdout
+    assert "the best again: python train.py " in done.stdout
     with (folder / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["state"] for row in rows] == ["complete"] * 4
