@@ -23,7 +23,7 @@ from pancreas_mtl.evaluation.scoring import MaskScores
 from pancreas_mtl.evaluation.task import Task
 from pancreas_mtl.metrics import subtype as st
 from pancreas_mtl.metrics.intervals import Estimate, Statistic, bootstrap_ci, mean
-from pancreas_mtl.metrics.lesions import Candidates, Froc, froc
+from pancreas_mtl.metrics.lesions import Froc, froc
 from pancreas_mtl.types import NUM_SUBTYPES, UNKNOWN
 
 Array = npt.NDArray[Any]
@@ -68,9 +68,7 @@ def subtype_metrics(cases: Sequence[CaseResult], task: Task) -> SubtypeMetrics:
     A case without prediction is wrong, and as probabilities it is sure of the next subtype, which
     is the worst there is. Where no case has a prediction, nothing is defined.
     """
-    known = [case for case in cases if case.subtype is not None]
-    if all(case.subtype_predicted is None for case in known):
-        known = []
+    known = [case for case in cases if case.subtype is not None] if _has_subtypes(cases) else []
     references = np.array([case.subtype for case in known], dtype=np.int64)
     predictions = np.array(
         [UNKNOWN if case.subtype_predicted is None else case.subtype_predicted for case in known],
@@ -97,6 +95,11 @@ def subtype_metrics(cases: Sequence[CaseResult], task: Task) -> SubtypeMetrics:
         n_cases=len(known),
         **_from_probabilities(references, probabilities, task),
     )
+
+
+def _has_subtypes(cases: Sequence[CaseResult]) -> bool:
+    """Whether any case has the subtype's prediction and reference."""
+    return any(None not in (case.subtype, case.subtype_predicted) for case in cases)
 
 
 def _from_probabilities(
@@ -136,15 +139,16 @@ def _per_class(
 def _conformal(
     known: Sequence[CaseResult], references: Array, task: Task
 ) -> ConformalMetrics | None:
-    """Of the sets; a case without one has the empty set, which covers nothing."""
-    if all(case.conformal_set is None for case in known):
+    """Of the sets; a case without one counts as not covered, by a set as large as can be."""
+    sets = [case.conformal_set for case in known]
+    if all(members is None for members in sets):
         return None
-    sets = np.array([np.isin(st.SUBTYPES, case.conformal_set or ()) for case in known])
-    covered = sets[np.arange(len(known)), references]
+    covered = [case.subtype in (case.conformal_set or ()) for case in known]
+    sizes = [NUM_SUBTYPES if members is None else len(members) for members in sets]
     return ConformalMetrics(
         target_coverage=task.coverage,
         coverage=estimate(mean, covered, task=task, strata=references),
-        mean_size=estimate(mean, sets.sum(axis=1), task=task, strata=references),
+        mean_size=estimate(mean, sizes, task=task, strata=references),
     )
 
 
@@ -182,9 +186,11 @@ def _ratio_of_sums(top: Array, bottom: Array) -> Array:
 
 def _froc(masks: Sequence[MaskScores]) -> Froc | None:
     """Where any case has candidates; a case without them misses its lesions."""
-    if all(one.candidates is None for one in masks):
+    answered = [one.candidates for one in masks if one.candidates is not None]
+    if not answered:
         return None
-    return froc([one.candidates or Candidates((), (), one.lesions.reference) for one in masks])
+    missed = sum(one.lesions.reference for one in masks if one.candidates is None)
+    return froc(answered, missed=missed)
 
 
 # Groups and targets
@@ -192,10 +198,11 @@ def _froc(masks: Sequence[MaskScores]) -> Froc | None:
 
 def groups_by_subtype(cases: Sequence[CaseResult], task: Task) -> list[Group]:
     """One group for each subtype of the references."""
-    return [
-        _group(f"subtype {subtype}", [case for case in cases if case.subtype == subtype], task)
+    members = {
+        f"subtype {subtype}": [case for case in cases if case.subtype == subtype]
         for subtype in range(NUM_SUBTYPES)
-    ]
+    }
+    return _groups(members, task, has_subtypes=_has_subtypes(cases))
 
 
 def groups_by_lesion_size(cases: Sequence[CaseResult], task: Task) -> list[Group]:
@@ -209,20 +216,28 @@ def groups_by_lesion_size(cases: Sequence[CaseResult], task: Task) -> list[Group
         if case.masks:
             volume_ml = case.masks.regions["lesion"].reference_volume_ml
             groups[names[int(np.searchsorted((0, *limits), volume_ml))]].append(case)
-    return [_group(name, members, task) for name, members in groups.items()]
+    return _groups(groups, task, has_subtypes=_has_subtypes(cases))
 
 
-def _group(name: str, cases: Sequence[CaseResult], task: Task) -> Group:
-    answered = [case for case in cases if case.subtype is not None]
-    right = [case.subtype == case.subtype_predicted for case in answered]
-    return Group(
-        name=name,
-        n_cases=len(cases),
-        whole_pancreas_dsc=region_metrics(cases, "whole_pancreas", task).dsc,
-        lesion_dsc=region_metrics(cases, "lesion", task).dsc,
-        lesion_sensitivity=lesion_detection(cases, task).sensitivity,
-        subtype_accuracy=estimate(mean, right, task=task),
-    )
+def _groups(
+    members: Mapping[str, Sequence[CaseResult]], task: Task, *, has_subtypes: bool
+) -> list[Group]:
+    return [
+        Group(
+            name=name,
+            n_cases=len(cases),
+            whole_pancreas_dsc=region_metrics(cases, "whole_pancreas", task).dsc,
+            lesion_dsc=region_metrics(cases, "lesion", task).dsc,
+            lesion_sensitivity=lesion_detection(cases, task).sensitivity,
+            subtype_accuracy=_accuracy(cases, task) if has_subtypes else UNDEFINED,
+        )
+        for name, cases in members.items()
+    ]
+
+
+def _accuracy(cases: Sequence[CaseResult], task: Task) -> Estimate:
+    right = [case.subtype == case.subtype_predicted for case in cases if case.subtype is not None]
+    return estimate(mean, right, task=task)
 
 
 def check_targets(values: Mapping[str, Estimate], task: Task) -> list[Target]:

@@ -84,13 +84,14 @@ def score_candidates(
     )
 
 
-def froc(cases: Sequence[Candidates]) -> Froc | None:
+def froc(cases: Sequence[Candidates], *, missed: int = 0) -> Froc | None:
     """The free-response curve of N cases; None without reference lesions.
 
     A lesion is found from the highest score among its candidates downwards; its other candidates
-    count neither way.
+    count neither way. `missed` are reference lesions of further cases, which have no answer: they
+    are never found, and their cases do not dilute the false positives.
     """
-    num_lesions = sum(case.num_lesions for case in cases)
+    num_lesions = missed + sum(case.num_lesions for case in cases)
     if num_lesions == 0:
         return None
     found = np.array([score for case in cases for score in _lesion_scores(case)])

@@ -5,7 +5,8 @@ Masks are boolean arrays `(D, H, W)` of one shape, spacing is `(D, H, W)` in mil
 Empty masks: where both are empty they agree (DSC and NSD 1, distances 0); where exactly one is,
 nothing agrees (DSC and NSD 0, distances the diagonal of the volume). A case without prediction
 counts as nothing agrees, whatever its reference holds. So every value is finite, and no case
-drops out of a mean.
+drops out of their means. A volume error has no worst value: without prediction, it is that of an
+empty mask, and undefined where the reference is empty as well.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class RegionScores:
     """The agreement of one region in one case.
 
     `relative_volume_error` is signed, predicted minus reference over reference; None where the
-    reference is empty.
+    reference is empty. `absolute_volume_error_ml` is None without prediction, where that is so.
     """
 
     dsc: float
@@ -34,7 +35,7 @@ class RegionScores:
     assd_mm: float
     volume_ml: float
     reference_volume_ml: float
-    absolute_volume_error_ml: float
+    absolute_volume_error_ml: float | None
     relative_volume_error: float | None
 
 
@@ -102,7 +103,7 @@ def worst_scores(reference: Mask, spacing_mm: TripleMm) -> RegionScores:
         assd_mm=diagonal,
         volume_ml=0.0,
         reference_volume_ml=volume,
-        absolute_volume_error_ml=volume,
+        absolute_volume_error_ml=volume or None,  # not the 0 of an answer that is right
         relative_volume_error=-1.0 if volume else None,
     )
 

@@ -21,7 +21,6 @@ from scipy.stats import rankdata
 from pancreas_mtl.types import NUM_SUBTYPES, UNKNOWN
 
 IntArray = npt.NDArray[np.integer[Any]]
-BoolArray = npt.NDArray[np.bool_]
 Array = npt.NDArray[np.float64]
 Probabilities = npt.NDArray[np.floating[Any]]
 
@@ -174,8 +173,3 @@ def ece(references: IntArray, probabilities: Probabilities) -> float:
     bins = reliability(references, probabilities)
     gaps = sum(abs(one.confidence - one.accuracy) * one.n_cases for one in bins)
     return gaps / len(references)
-
-
-def conformal_coverage(references: IntArray, sets: BoolArray) -> float:
-    """The share of cases whose set (N, S) of subtypes holds the true one."""
-    return float(sets[np.arange(len(references)), references].mean())

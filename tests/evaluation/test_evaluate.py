@@ -199,7 +199,42 @@ def test_a_missing_prediction_counts_as_the_worst_and_is_listed(tmp_path, refere
 def test_a_missing_prediction_is_worst_even_where_there_is_no_lesion(tmp_path, references):
     found = document(run(write_predictions(tmp_path / "some", [1, 2, 3, 4, 5]), references))
     assert found["cases"][0]["lesion_dsc"] == 0
+    assert found["cases"][0]["lesion_absolute_volume_error_ml"] is None
+    assert found["cases"][0]["pancreas_absolute_volume_error_ml"] > 0
     assert found["cases"][5]["lesion_dsc"] == 1  # two empty masks agree
+    assert found["cases"][5]["lesion_absolute_volume_error_ml"] == 0
+
+
+@pytest.mark.parametrize("gone", [0, 2])
+def test_no_score_gains_by_a_missing_prediction(tmp_path, predictions, references, gone):
+    rest = write_predictions(tmp_path / "rest", [n for n in range(6) if n != gone])
+    scores = np.where(organ(shift=4) == 2, 0.5, 0).astype(np.float32)  # in vain
+    for number in range(6):
+        for folder in (predictions, rest)[: 1 + (number != gone)]:
+            write_mask(folder / "lesion_candidates" / f"case{number}.nii.gz", scores)
+    whole, less = (document(run(folder, references)) for folder in (predictions, rest))
+
+    def mean(found, *path):
+        for key in path:
+            found = found[key]
+        return found["mean"] if isinstance(found, dict) else found
+
+    for region in ("whole_pancreas", "pancreas", "lesion"):
+        for score in ("dsc", "nsd", "hd95_mm", "assd_mm"):
+            sign = -1 if score.endswith("_mm") else 1
+            assert sign * mean(less, region, score) <= sign * mean(whole, region, score)
+    for score in ("macro_f1", "balanced_accuracy", "mcc", "auroc"):
+        assert mean(less, "subtype", score) < mean(whole, "subtype", score)
+    for score in ("ece", "brier"):
+        assert mean(less, "subtype", score) > mean(whole, "subtype", score)
+    conformal = ("subtype", "conformal")
+    assert mean(less, *conformal, "coverage") < mean(whole, *conformal, "coverage")
+    assert mean(less, *conformal, "mean_size") > mean(whole, *conformal, "mean_size")
+    for score in ("sensitivity", "f1"):
+        lesions = ("lesion_detection", score)
+        assert mean(less, *lesions) <= mean(whole, *lesions)
+    rates = [d["lesion_detection"]["froc"]["false_positives_per_case"] for d in (less, whole)]
+    assert rates[0] == rates[1]
 
 
 def test_missing_predictions_can_be_left_out(tmp_path, references):
@@ -255,6 +290,8 @@ def test_masks_alone_leave_the_subtype_undefined(predictions, references):
     assert found["subtype"]["macro_f1"] == {"mean": None, "ci95": None}
     assert found["subtype"]["ece"] is found["subtype"]["brier"] is None
     assert found["missing"] == []
+    for group in found["by_subtype"] + found["by_lesion_size"]:
+        assert group["subtype_accuracy"] == {"mean": None, "ci95": None}
     assert found["targets"][2]["met"] is None
     assert "not measured" in render_table(run(predictions, references))
 
@@ -346,7 +383,7 @@ def test_froc_of_lesion_candidates(predictions, references):
     froc = document(run(predictions, references))["lesion_detection"]["froc"]
     assert froc["thresholds"] == pytest.approx([0.9, 0.5, 0.4])
     assert froc["sensitivity"] == [0.25, 0.25, 0.5]
-    assert froc["false_positives_per_case"] == pytest.approx([0, 2 / 6, 2 / 6])
+    assert froc["false_positives_per_case"] == [0, 1, 1]  # of the two cases with candidates
 
 
 def test_conformal_sets(predictions, references):

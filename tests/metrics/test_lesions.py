@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+from itertools import combinations, product
+
+import networkx
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from pancreas_mtl.metrics.lesions import (
     FROC_RATES,
@@ -80,6 +84,68 @@ def test_froc_by_hand():
     assert curve.false_positives_per_case == (0, 0.25, 0.25, 0.25, 0.5)
     expected = [0.25 if rate < 0.25 else 0.75 for rate in FROC_RATES]
     assert curve.mean_sensitivity == pytest.approx(np.mean(expected))
+
+
+def test_froc_of_cases_without_answer():
+    """They miss their lesions, and leave the rate of false positives alone."""
+    answered = [Candidates((0.9, 0.5), (0, -1), 1)]
+    curve = froc(answered, missed=3)
+    assert curve.sensitivity == (0.25, 0.25)
+    assert curve.false_positives_per_case == froc(answered).false_positives_per_case == (0, 1)
+
+
+def random_lesions(rng):
+    """A prediction and a reference of several small lesions each."""
+    field, error = (gaussian_filter(rng.normal(size=(8, 14, 13)), 1.0) for _ in range(2))
+    return field + 0.7 * error > 0.45, field > 0.35
+
+
+def lesions_by_graph(mask):
+    """Sets of voxels that are connected, corners included, by search in a graph."""
+    voxels = [tuple(v) for v in np.argwhere(mask).tolist()]
+    graph = networkx.Graph()
+    graph.add_nodes_from(voxels)
+    pairs = combinations(voxels, 2)
+    graph.add_edges_from((a, b) for a, b in pairs if np.abs(np.subtract(a, b)).max() == 1)
+    return [set(part) for part in networkx.connected_components(graph)]
+
+
+def iou(one, other):
+    return len(one & other) / len(one | other)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_lesions_and_froc_agree_with_graphs_and_loops(seed):
+    rng = np.random.default_rng(seed)
+    cases, candidates, lesions = [], [], 0
+    for case in range(3):
+        prediction, reference = random_lesions(rng)
+        parts, targets = lesions_by_graph(prediction), lesions_by_graph(reference)
+        graph = networkx.Graph()
+        pairs = product(range(len(parts)), range(len(targets)))
+        hits = [(a, b) for a, b in pairs if iou(parts[a], targets[b]) >= 0.1]
+        graph.add_edges_from((("prediction", a), ("reference", b)) for a, b in hits)
+        found = len(networkx.max_weight_matching(graph, maxcardinality=True))
+        expected = LesionCounts(len(targets), len(parts), found)
+        assert count_lesions(prediction, reference, min_iou=0.1) == expected
+        lesions += len(targets)
+        scores = np.zeros(prediction.shape)
+        for part in parts:
+            score = round(rng.uniform(0.1, 0.9), 2)
+            scores[tuple(np.transpose(list(part)))] = score
+            best = max(range(len(targets)), key=lambda b: iou(part, targets[b]), default=None)
+            hit = best is not None and iou(part, targets[best]) >= 0.1
+            candidates.append((score, (case, best) if hit else None))
+        cases.append(score_candidates(scores, reference, min_iou=0.1))
+    curve = froc(cases)
+    assert len(curve.thresholds) > 3
+    assert any(curve.false_positives_per_case)
+    for threshold, rate, sensitivity in zip(
+        curve.thresholds, curve.false_positives_per_case, curve.sensitivity, strict=True
+    ):
+        above = [what for score, what in candidates if score >= threshold]
+        assert rate == above.count(None) / 3
+        assert sensitivity == len({*above} - {None}) / lesions
 
 
 def test_froc_without_lesions_or_without_candidates():

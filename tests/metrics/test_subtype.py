@@ -11,7 +11,6 @@ from pancreas_mtl.metrics.subtype import (
     balanced_accuracy,
     balanced_probability,
     brier,
-    conformal_coverage,
     confusion_matrix,
     ece,
     f1_scores,
@@ -143,8 +142,3 @@ def test_balanced_probability_weighs_subtypes_equally():
     references = np.array([0, 0, 0, 1])
     probabilities = np.array([[0.9, 0.1, 0.0]] * 3 + [[0.7, 0.3, 0.0]])
     assert balanced_probability(references, probabilities) == pytest.approx(0.6)
-
-
-def test_conformal_coverage():
-    sets = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0]], bool)
-    assert conformal_coverage(np.array([2, 0, 1]), sets) == pytest.approx(1 / 3)
