@@ -32,7 +32,8 @@ def main(config: DictConfig) -> None:
     workers = default_workers(BYTES_PER_CASE) if config.workers is None else config.workers
     output_dir = check_folder(Path(config.output_dir))
     predictions, references = find_inputs(options, output_dir, task=task, workers=workers)
-    other = config.compare and read_cases(Path(config.compare), {one.name for one in references})
+    names = {one.name for one in references}
+    other = config.compare and read_cases(Path(config.compare), names, task=task)
     settings = {"task": task, "workers": workers, "missing": config.missing}
     with folder_if_used(output_dir):
         metrics = evaluate(predictions, references, **settings)

@@ -46,11 +46,12 @@ class Comparison:
     optimism: float | None
 
 
-def read_cases(path: Path, names: Collection[str]) -> list[Row]:
+def read_cases(path: Path, names: Collection[str], *, task: Task) -> list[Row]:
     """Read the named cases of a `metrics.json`, or of the one in a folder.
 
     Raises:
-        UsageError: no such file, none of this version, or none of the cases in it.
+        UsageError: no such file, none of this version, none of the cases in it, or an NSD of
+            another tolerance than the task's.
     """
     path = path / "metrics.json" if path.is_dir() else path
     try:
@@ -58,12 +59,19 @@ def read_cases(path: Path, names: Collection[str]) -> list[Row]:
         if document["schema"] != SCHEMA:
             raise ValueError(f"schema {document['schema']} instead of {SCHEMA}")
         rows = [row for row in document["cases"] if row["name"] in names]
+        tolerance_mm = document["lesion"]["nsd_tolerance_mm"]
     except UNREADABLE as error:
         raise UsageError(
             f"compare={path}: no metrics.json of this version ({reason(error)}): evaluate again"
         ) from None
     if not rows:
         raise UsageError(f"compare={path}: shares no case with the references: choose another run")
+    if tolerance_mm != task.nsd_tolerance_mm:
+        raise UsageError(
+            f"compare={path}: its NSD has a tolerance of {tolerance_mm:g} mm, here it is "
+            f"{task.nsd_tolerance_mm:g}: give task.nsd_tolerance_mm={tolerance_mm:g}, or evaluate "
+            "the other one again"
+        )
     return rows
 
 

@@ -119,18 +119,22 @@ def test_the_table_and_the_file_hold_what_was_found(tmp_path):
 
 
 def test_cases_are_read_from_a_file_or_its_folder(tmp_path):
-    document = {"schema": 1, "cases": rows(run(DSC, RIGHT))}
+    document = {"schema": 1, "cases": rows(run(DSC, RIGHT)), "lesion": {"nsd_tolerance_mm": 1.0}}
     (tmp_path / "metrics.json").write_text(json.dumps(document))
     for path in (tmp_path, tmp_path / "metrics.json"):
-        assert [row["name"] for row in read_cases(path, {"case3", "case5"})] == ["case3", "case5"]
+        found = read_cases(path, {"case3", "case5"}, task=TASK)
+        assert [row["name"] for row in found] == ["case3", "case5"]
     with pytest.raises(UsageError, match="shares no case with the references: choose another run"):
-        read_cases(tmp_path, {"other"})
+        read_cases(tmp_path, {"other"}, task=TASK)
+    other = replace(TASK, nsd_tolerance_mm=0.25)
+    with pytest.raises(UsageError, match=r"a tolerance of 1 mm, here it is 0\.25: give task\.nsd_"):
+        read_cases(tmp_path, {"case3"}, task=other)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2, "cases": []}'])
 def test_other_documents_are_refused(tmp_path, text):
     (tmp_path / "metrics.json").write_text(text)
     with pytest.raises(UsageError, match=r"compare=.*no metrics\.json of this version"):
-        read_cases(tmp_path, {"case0"})
+        read_cases(tmp_path, {"case0"}, task=TASK)
     with pytest.raises(UsageError, match=r"nowhere: no metrics\.json of this version"):
-        read_cases(tmp_path / "nowhere", {"case0"})
+        read_cases(tmp_path / "nowhere", {"case0"}, task=TASK)
