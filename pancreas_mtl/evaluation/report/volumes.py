@@ -9,7 +9,6 @@ scan.
 from __future__ import annotations
 
 import gzip
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -41,28 +40,26 @@ WEIGHT_FACTORS = (1, 2, 2)
 WEIGHT_STEP = 8
 
 # Bytes before base64, which makes 4 of 3. A page of 72 cases stays below 40 MB, whether one run
-# answered them or the four variants and their ensemble did.
-VOLUMES_BYTES = 27_000_000
+# answered them or the four variants and their ensemble did: a test makes such a page.
+VOLUMES_BYTES = 26_000_000
 PICTURES_BYTES = 8_000_000  # of these
 MAX_PICTURE_BYTES = 60_000
-MASKS_BYTES = 16_000  # what a prediction and its pooling weights take, about
-CT_BYTES = (60_000, 300_000)  # least and most
+ROW_BYTES = 4_000  # of these, what the page says of an answer: its row, and its dots in charts
+CT_BYTES = (40_000, 300_000)  # least and most
 
 
 class Budget(NamedTuple):
-    """How many bytes a CT and a picture may take."""
+    """How many bytes a case may take, of which each picture."""
 
-    ct_bytes: int
+    case_bytes: int
     picture_bytes: int
 
 
 def share_out(num_cases: int, num_answers: int) -> Budget:
     """Share the page out among cases, and the answers that all runs give to them."""
     picture = min(MAX_PICTURE_BYTES, PICTURES_BYTES // max(1, num_answers))
-    answers_per_case = math.ceil(num_answers / max(1, num_cases))
-    rest = VOLUMES_BYTES // max(1, num_cases) - answers_per_case * (picture + MASKS_BYTES)
-    least, most = CT_BYTES
-    return Budget(min(most, max(least, rest)), picture)
+    rest = VOLUMES_BYTES - num_answers * ROW_BYTES
+    return Budget(max(0, rest) // max(1, num_cases), picture)
 
 
 @dataclass(frozen=True)
@@ -95,6 +92,10 @@ class PackedOverlay:
     picture: str
     thumbnail: str
 
+    def texts(self) -> tuple[str | None, ...]:
+        """All that it puts into the page."""
+        return self.prediction, self.attention, self.picture, self.thumbnail
+
 
 @dataclass(frozen=True)
 class PackedCase:
@@ -110,6 +111,8 @@ class PackedCase:
 def pack_case(source: CaseSource, budget: Budget) -> PackedCase:
     """Read, crop and pack a case; it is cropped alike for all runs.
 
+    The CT gets what masks and pictures leave of the budget, within CT_BYTES.
+
     Raises:
         CaseError: a file cannot be read, or a mask is not on the image's grid.
     """
@@ -123,10 +126,15 @@ def pack_case(source: CaseSource, budget: Budget) -> PackedCase:
         _pack_overlay(overlay, mask, reference, image, box, budget.picture_bytes)
         for overlay, mask in zip(source.overlays, predictions, strict=True)
     ]
+    packed_reference = None if reference is None else _nifti_gz(reference[box], image.spacing_mm)
+    texts = [packed_reference, *(text for overlay in overlays for text in overlay.texts())]
+    spent = sum(len(text) for text in texts if text) * 3 // 4
+    least, most = CT_BYTES
+    ct_bytes = min(most, max(least, budget.case_bytes - spent))
     return PackedCase(
         name=source.name,
-        ct=pack_ct(image.array[box], image.spacing_mm, max_bytes=budget.ct_bytes),
-        reference=None if reference is None else _nifti_gz(reference[box], image.spacing_mm),
+        ct=pack_ct(image.array[box], image.spacing_mm, max_bytes=ct_bytes),
+        reference=packed_reference,
         focus=_focus(centre(masks), box),
         overlays=tuple(overlays),
     )
