@@ -4,6 +4,7 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import mean, median, stdev
 
 import pytest
 
@@ -77,10 +78,13 @@ def test_every_number_of_the_page_is_the_one_in_metrics_json(page, evaluation):
         assert math.isclose(float(text), expected, abs_tol=0.5001 * 10**-digits)
 
 
+def chart_card(page, slug):
+    return re.search(rf'<figure class="card" id="chart-{slug}">.*?</figure>', page, re.DOTALL)[0]
+
+
 def chart_numbers(page, slug):
     """The numbers behind a chart, row by row."""
-    card = re.search(rf'<figure class="card" id="chart-{slug}">.*?</figure>', page, re.DOTALL)[0]
-    rows = re.findall(r"<tr>(.*?)</tr>", card, re.DOTALL)
+    rows = re.findall(r"<tr>(.*?)</tr>", chart_card(page, slug), re.DOTALL)
     cells = [re.findall(r'<td class="number">([^<]+)</td>', row) for row in rows]
     return [[float(cell) for cell in row] for row in cells if row]
 
@@ -98,6 +102,75 @@ def test_the_numbers_behind_froc_and_reliability_are_those_in_metrics_json(page,
             assert found == pytest.approx(row, abs=0.5001e-4)
 
 
+def recomputed(metrics):
+    """What the charts of one run say, from the cases in its `metrics.json`: slug and rows."""
+    cases = metrics["cases"]
+
+    def dsc(region, among=cases):
+        return [case[f"{region}_dsc"] for case in among]
+
+    strips = []
+    for region in ("whole_pancreas", "pancreas", "lesion"):
+        for subtype in (0, 1, 2, None):
+            group = [case for case in cases if subtype in (None, case["subtype"])]
+            label = [] if subtype is None else [subtype]
+            values = dsc(region, group)
+            strips.append([*label, len(group), median(values), min(values), max(values)])
+    yield "dsc", strips
+    by_size = sorted(cases, key=lambda case: case["lesion_reference_volume_ml"])
+    sizes = [case["lesion_reference_volume_ml"] for case in by_size]
+    yield "size", [[ml, ml, 1, case["lesion_dsc"]] for ml, case in zip(sizes, by_size, strict=True)]
+    agreement = []
+    for region in ("whole_pancreas", "lesion"):
+        key = f"{region}_volume_ml"
+        errors = [case[key] - case[f"{region}_reference_volume_ml"] for case in cases]
+        limits = 1.96 * stdev(errors)
+        agreement.append([len(cases), mean(errors), mean(errors) - limits, mean(errors) + limits])
+    yield "volume", agreement
+
+
+def test_the_numbers_behind_the_other_charts_follow_from_metrics_json(page, evaluation):
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    for slug, rows in recomputed(metrics):
+        found = chart_numbers(page, slug)
+        assert len(found) == len(rows)
+        for shown, expected in zip(found, rows, strict=True):
+            assert shown == pytest.approx(expected, abs=0.5001e-4), slug
+
+
+def test_the_words_of_every_chart_of_scores_repeat_its_numbers(page, evaluation):
+    """Every number of an alternative text stands in the chart's table, or in `metrics.json`."""
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    mean_sensitivity = metrics["lesion_detection"]["froc"]["mean_sensitivity"]
+    for slug in ("dsc", "size", "volume", "reliability", "froc", "seconds", "curves-val"):
+        words = re.search(r'aria-label="([^"]*)"', chart_card(page, slug))[1]
+        table = {number for row in chart_numbers(page, slug) for number in row}
+        table |= {mean_sensitivity} if slug == "froc" else set()
+        said = re.findall(r"(?<![\w/])[+-]?\d+(?:\.\d+)?(?:e-?\d+)?(?![\w/])", words)
+        assert said, slug
+        for text in said:
+            digits = len(text.partition(".")[2])
+            assert any(math.isclose(float(text), n, abs_tol=0.6 * 10**-digits) for n in table), text
+
+
+def test_comparisons_and_optimism_are_those_of_the_cases(evaluation, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    changed = json.loads((evaluation / "metrics.json").read_text())
+    for case in changed["cases"]:
+        case["lesion_dsc"] /= 2
+    (other / "metrics.json").write_text(json.dumps(changed))
+    text = write_report([evaluation, other], tmp_path / "report").read_text()
+    halves = -mean(case["lesion_dsc"] for case in metrics["cases"]) / 2
+    row = re.search(r"<td>lesion DSC</td>\n<td>([+-][\d.]+)", text)
+    assert float(row[1]) == pytest.approx(halves, abs=0.5001e-3)
+    low, high = metrics["subtype"]["macro_f1"]["ci95"]
+    best_of_two = (high - low) / (2 * 1.96) / math.sqrt(math.pi)
+    shown = re.search(r"would still look up to ([\d.]+) better", text)
+    assert float(shown[1]) == pytest.approx(best_of_two, abs=0.5001e-2)
+
+
 def test_every_target_score_and_case_is_there(page, evaluation):
     shown = set(re.findall(r'data-path="([^"]+)"', page))
     metrics = json.loads((evaluation / "metrics.json").read_text())
@@ -108,7 +181,8 @@ def test_every_target_score_and_case_is_there(page, evaluation):
         assert {f"cases.{number}.lesion_dsc", f"cases.{number}.subtype"} <= shown
     assert {"lesion.nsd.ci95.1", "subtype.ece", "subtype.confusion_matrix.2.1"} <= shown
     assert {"subtype.conformal.coverage.mean", "subtype.conformal.mean_size.ci95.0"} <= shown
-    assert "cases.2.subtype_probabilities.1" in shown
+    assert {"cases.2.subtype_probabilities.1", "cases.0.conformal_set.1"} <= shown
+    assert {"targets.0.target", "targets.2.target"} <= shown
 
 
 def test_the_page_needs_nothing_but_itself(page):
@@ -132,7 +206,9 @@ def test_every_picture_and_chart_has_words(page):
     charts = [attributes for tag, attributes in elements if tag == "svg"]
     assert len(pictures) > 5
     assert len(charts) > 6
-    assert all("alt" in attributes for attributes in pictures)
+    words = [attributes["alt"] for attributes in pictures]
+    assert all(text.startswith("CT of quiz_") for text in words if text)
+    assert words.count("") == 3 + 1  # thumbnails beside their case's name, and the empty viewer
     assert all(len(attributes["aria-label"]) > 30 for attributes in charts)
     assert page.count("<summary>Numbers</summary>") == len(charts)
 
@@ -178,6 +254,21 @@ def test_two_runs_on_the_same_cases_are_compared_with_a_warning(page, evaluation
     assert "Case by case, against evaluation" in text
     assert "Comparison of runs" in text
     assert "The best of several" not in page
+
+
+def test_settings_are_shown_as_given_and_runs_that_differ_are_marked(page, evaluation, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    metrics["lesion"]["nsd_tolerance_mm"] = 0.25
+    (other / "metrics.json").write_text(json.dumps(metrics))
+    text = write_report([evaluation, other], tmp_path / "report").read_text()
+    assert "different rules" in text
+    assert "different rules" not in page
+    for html, tolerances in ((page, ["1"]), (text, ["1", "0.25"])):
+        assert re.findall(r'nsd_tolerance_mm">([^<]*)<', html) == tolerances
+    compared = re.findall(r"<td>([^<]* (?:DSC|NSD|F1))</td>", text)
+    assert compared == ["whole pancreas DSC", "lesion DSC", "macro F1"]  # NSD is not
 
 
 def test_the_worst_case_comes_first(page, evaluation):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -81,6 +82,90 @@ def test_a_training_takes_the_predictions_of_its_validation(evaluation, tmp_path
     assert [case.name for case in run.cases] == NAMES
     assert describe(run).startswith("2 validation cases, predicted, without references.")
     assert describe(run).endswith("Trained for 12 epochs.")
+
+
+def move_images_into_train(evaluation):
+    """As in cross-validation, whose cases all are training cases of the dataset."""
+    root = evaluation.parent
+    (root / "test").rename(root / "train")
+    record = root / "evaluation_predictions" / "run.json"
+    record.write_text(record.read_text().replace(f"{root}/test/", f"{root}/train/"))
+
+
+def point_to(evaluation, predictions):
+    """Let the evaluation be one of predictions in another folder."""
+    path = evaluation / "metrics.json"
+    metrics = json.loads(path.read_text())
+    shutil.copytree(metrics["predictions"], predictions)
+    path.write_text(json.dumps(metrics | {"predictions": str(predictions)}))
+
+
+@pytest.mark.parametrize("folder", ["validation", "oof"])
+def test_the_cases_that_a_training_held_out_are_its_validation_cases(evaluation, folder):
+    move_images_into_train(evaluation)
+    assert describe(read_run(evaluation, "evaluation")).startswith("2 training cases, scored")
+    training = evaluation.parent / "run"
+    point_to(evaluation, training / folder)
+    (training / "bundle").mkdir()
+    (training / "bundle" / "config.yaml").write_text("fold: 3\nseed: 0\n")
+    text = describe(read_run(evaluation, "evaluation"))
+    assert text.startswith("2 validation cases (fold=3), scored against references. These cases")
+    assert "also chose the checkpoint:" in text
+
+
+@pytest.mark.parametrize("folder", ["calibrated", "oof"])
+def test_cross_validated_cases_are_out_of_fold_and_name_their_runs(evaluation, folder):
+    move_images_into_train(evaluation)
+    joined = evaluation.parent / "cv"
+    point_to(evaluation, joined / folder)
+    (joined / "oof").mkdir(exist_ok=True)
+    rows = [f"{name}.nii.gz,fold{fold}-seed0" for fold, name in enumerate(NAMES)]
+    (joined / "oof" / "folds.csv").write_text("\n".join(["Names,Run", *rows]))
+    text = describe(read_run(evaluation, "evaluation"))
+    assert text.startswith("2 out-of-fold cases (fold0-seed0, fold1-seed0), scored")
+    assert "also chose the checkpoints:" in text
+    point_to(evaluation, joined / "test")  # what else lies there is no part of it
+    assert describe(read_run(evaluation, "evaluation")).startswith("2 training cases, scored")
+
+
+def evaluate_without(root, name):
+    """An evaluation of NAMES where one of them was not predicted; its page."""
+    cases = make.write_data(root, NAMES)
+    predicted = {other: files for other, files in cases.items() if other != name}
+    folder = make.write_predictions(root / "predictions", predicted)
+    (root / "evaluation").mkdir()
+    metrics = make.evaluate(folder, make.read_references(root / "references"), task=make.TASK)
+    make.write_results(metrics, root / "evaluation")
+    return root / "evaluation"
+
+
+def row_of(page, name):
+    return re.search(rf'<tr id="case-[^>]*data-name="{name}".*?</tr>', page, re.DOTALL)[0]
+
+
+def test_a_case_without_prediction_is_shown_with_its_reference(tmp_path):
+    page = write_report([evaluate_without(tmp_path, NAMES[1])], tmp_path / "report").read_text()
+    row = row_of(page, NAMES[1])
+    link = re.search('id="(case-[^"]*)"', row)[1]
+    assert "no prediction" in row
+    assert "data:image/jpeg" in row
+    assert page.count(f'id="picture-{link}"') == 1
+    assert f'id="prediction-{link}"' not in page
+    assert page.count('id="reference-') == 2
+    assert f"CT of {NAMES[1]} in axial" in page
+    assert "lesion as the reference has them" in page
+    assert "no prediction" not in row_of(page, NAMES[0])
+
+
+def test_a_row_without_picture_says_why(tmp_path):
+    evaluation = evaluate_without(tmp_path, NAMES[1])
+    images = sorted((tmp_path / "test").iterdir())
+    images[0].write_bytes(images[0].read_bytes()[:200])
+    images[1].unlink()
+    page = write_report([evaluation], tmp_path / "report").read_text()
+    assert "not drawn, see notes" in row_of(page, NAMES[0])
+    assert "CT not found" in row_of(page, NAMES[1])
+    assert 'src="data:image/jpeg' not in page
 
 
 def test_phantoms_are_called_so(evaluation):

@@ -103,7 +103,8 @@ def _probabilities_cell(row: CaseRow) -> Markup:
 
 
 def _set_cell(row: CaseRow) -> Markup:
-    return escape("|".join(map(str, row.case.scores.get("conformal_set") or ())))
+    members = range(len(row.case.scores.get("conformal_set") or ()))
+    return Markup("|").join(datum(row.run, f"{row.path}.conformal_set.{n}") for n in members)
 
 
 def _seconds_cell(row: CaseRow) -> Markup:
@@ -112,7 +113,13 @@ def _seconds_cell(row: CaseRow) -> Markup:
 
 def picture_alt(row: CaseRow) -> str:
     """What a picture of a case shows, in words."""
+    source = row.run.name if row.case.files.prediction else "the reference"
     return (
         f"CT of {row.case.name} in axial, coronal and sagittal slices through the lesion, with "
-        f"the outlines of whole pancreas and lesion as {row.run.name} has them"
+        f"the outlines of whole pancreas and lesion as {source} has them"
     )
+
+
+def why_no_picture(row: CaseRow) -> str:
+    """What stands in the place of a picture."""
+    return "CT not found" if row.case.files.image is None else "not drawn, see notes"

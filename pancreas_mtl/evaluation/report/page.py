@@ -21,7 +21,13 @@ from pancreas_mtl.data.files import atomic_path, make_folder
 from pancreas_mtl.data.pool import map_in_processes
 from pancreas_mtl.evaluation.report import charts, score_charts, tables
 from pancreas_mtl.evaluation.report.about import describe
-from pancreas_mtl.evaluation.report.cases import case_rows, columns, picture_alt, verdict
+from pancreas_mtl.evaluation.report.cases import (
+    case_rows,
+    columns,
+    picture_alt,
+    verdict,
+    why_no_picture,
+)
 from pancreas_mtl.evaluation.report.charts import Chart, plain_words
 from pancreas_mtl.evaluation.report.runs import Run, RunCase, read_runs
 from pancreas_mtl.evaluation.report.volumes import (
@@ -109,7 +115,7 @@ def case_sources(runs: Sequence[Run]) -> list[CaseSource]:
 
 def picture_title(case: RunCase) -> str:
     """One line above a case's picture: name, scores, subtype."""
-    parts = [case.name]
+    parts = [case.name, "no prediction"] if case.scores.get("missing") else [case.name]
     for key, name in charts.REGIONS:
         if (value := case.scores.get(f"{key}_dsc")) is not None:
             parts.append(f"{name} DSC {value:.3f}")
@@ -130,6 +136,7 @@ def _context(runs: list[Run], packed: list[PackedCase], problems: list[str]) -> 
         "confusions": tables.confusion_matrices(runs),
         "comparable": comparable,
         "differences": tables.differences(comparable),
+        "settings": tables.settings(runs),
         "optimism": tables.optimism(comparable, "subtype.macro_f1"),
         "charts": list(_charts(runs)),
         "rows": rows,
@@ -172,7 +179,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    helpers = (tables.datum, tables.estimate, describe, picture_alt, verdict)
+    helpers = (tables.datum, tables.estimate, describe, picture_alt, verdict, why_no_picture)
     environment.globals.update({helper.__name__: helper for helper in helpers})
     environment.filters["words"] = plain_words
     return environment

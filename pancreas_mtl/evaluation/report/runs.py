@@ -123,7 +123,7 @@ def read_run(folder: Path, name: str, number: int = 0) -> Run:
         metrics=metrics,
         cases=tuple(_cases(number, metrics, records, predictions)),
         curves=curves,
-        config=_config(folder, records),
+        config=read_config(folder, records),
         notes=tuple(_notes(name, metrics, records, has_curves=bool(curves))),
     )
 
@@ -145,18 +145,20 @@ def _cases(
     recorded = {entry["name"]: entry for record in records for entry in record["cases"]}
     predicted = read_predictions(predictions) if predictions else {}
     references = _index_masks((metrics or {}).get("references"))
+    beside = _images_beside(recorded.values())
     attention = {path.name: path for f in predictions for path in f.glob("attention/*.nii.gz")}
     entries = metrics["cases"] if metrics else [{"name": name} for name in recorded]
     for number, entry in enumerate(entries):
         name = entry["name"]
         prediction = predicted.get(name, Prediction(name))
+        image = prediction.image or beside.get(name)
         probabilities = entry.get("subtype_probabilities")
         yield RunCase(
             name=name,
             link=f"case-{run}-{number}",
             scores=entry if metrics else {"subtype_predicted": prediction.subtype},
             files=CaseFiles(
-                image=prediction.image if prediction.image and prediction.image.exists() else None,
+                image=image if image and image.exists() else None,
                 reference=references.get(name),
                 prediction=prediction.mask,
                 attention=attention.get(f"{name}.nii.gz"),
@@ -164,6 +166,12 @@ def _cases(
             probabilities=tuple(probabilities) if probabilities else prediction.probabilities,
             seconds=recorded.get(name, {}).get("seconds") or {},
         )
+
+
+def _images_beside(entries: Iterable[Json]) -> dict[str, Path]:
+    """The CTs that lie beside those of `run.json`, by case name, for cases without prediction."""
+    folders = {Path(entry["input"]).parent for entry in entries}
+    return {case_name(path): path for one in sorted(folders) for path in one.glob("*_0000.nii*")}
 
 
 def _index_masks(folder: str | None) -> dict[str, Path]:
@@ -216,7 +224,7 @@ def _number(cell: str | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _config(folder: Path, records: Sequence[Json]) -> Json:
+def read_config(folder: Path, records: Sequence[Json] = ()) -> Json:
     """The resolved config of a training run, else that of the prediction."""
     path = folder / "bundle" / "config.yaml"
     if path.is_file():

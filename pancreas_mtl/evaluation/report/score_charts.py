@@ -33,21 +33,22 @@ from pancreas_mtl.evaluation.report.svg import (
 from pancreas_mtl.types import NUM_SUBTYPES
 
 SIZE_GROUPS = 3
+STRIPS = (REGIONS[0], ("pancreas", "pancreas without lesion"), REGIONS[1])
 
 
 def dsc_by_subtype(runs: Sequence[Run]) -> Chart | None:
     """Every case's DSC as a dot, grouped by the reference's subtype, with each group's median."""
     rows: list[tuple[Any, ...]] = []
     with style():
-        figure, panels = new_figure(2, sharey=True)
-        for axes, (key, region) in zip(panels, REGIONS, strict=True):
+        figure, panels = new_figure(rows=len(STRIPS), height_in=5.2, sharex=True)
+        for axes, (key, region) in zip(panels, STRIPS, strict=True):
             for number, run in enumerate(runs):
                 rows += _draw_strips(axes, run, number, len(runs), key, region)
             axes.set_title(region)
             axes.set_xticks(range(NUM_SUBTYPES + 1), [*map(str, range(NUM_SUBTYPES)), "all"])
-            axes.set_xlabel("subtype (reference)")
+            axes.set_ylabel("DSC")
             axes.set_ylim(-0.03, 1.03)
-        panels[0].set_ylabel("DSC")
+        panels[-1].set_xlabel("subtype (reference)")
         legend_below(figure, panels[0])
     if not rows:
         return None

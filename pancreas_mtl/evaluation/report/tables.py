@@ -22,6 +22,7 @@ HEADINGS = {
     "subtype.conformal": "Conformal sets of subtypes",
 }
 SETTINGS = ("nsd_tolerance_mm", "hit_iou", "target_coverage")  # not scores, but how they are taken
+NSD_TOLERANCE, HIT_IOU = "lesion.nsd_tolerance_mm", "lesion_detection.hit_iou"
 VERDICTS = {True: "met", False: "not met", None: "not measured"}
 GROUPS = {"by_subtype": "by subtype", "by_lesion_size": "by lesion size"}
 GROUP_COLUMNS = ("whole_pancreas_dsc", "lesion_dsc", "lesion_sensitivity", "subtype_accuracy")
@@ -100,12 +101,16 @@ def _is_score(value: Any) -> bool:
     return "mean" in value if isinstance(value, Mapping) else isinstance(value, int | float)
 
 
-def datum(run: Run, path: str, digits: int = 3) -> Markup:
-    """A number of `metrics.json` as `<data>` with its full value and its source."""
+def datum(run: Run, path: str, digits: int | None = 3) -> Markup:
+    """A number of `metrics.json` as `<data>` with its full value and its source.
+
+    A setting is shown as it was given: `digits` is None.
+    """
     value = run.value(path)
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return Markup('<span class="none" title="not defined">&ndash;</span>')
-    text = f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+    places = "g" if digits is None else f".{digits}f"
+    text = f"{value:{places}}" if isinstance(value, float) else str(value)
     return Markup('<data value="{}" data-run="{}" data-path="{}">{}</data>').format(
         repr(value), run.name, path, text
     )
@@ -133,6 +138,13 @@ def comparable(runs: Sequence[Run]) -> list[Run]:
     return largest if len(largest) > 1 else []
 
 
+def settings(runs: Sequence[Run]) -> list[Run]:
+    """The runs whose settings to state: the first that has some, and all if they differ."""
+    found = [run for run in runs if run.value(NSD_TOLERANCE) is not None]
+    differ = len({(run.value(NSD_TOLERANCE), run.value(HIT_IOU)) for run in found}) > 1
+    return found if differ else found[:1]
+
+
 def optimism(runs: Sequence[Run], path: str) -> float | None:
     """By how much the best of equally good runs may overstate itself; None without intervals."""
     intervals = [run.value(f"{path}.ci95") for run in runs]
@@ -144,7 +156,10 @@ def optimism(runs: Sequence[Run], path: str) -> float | None:
 
 
 def differences(runs: Sequence[Run]) -> list[Difference]:
-    """Every comparable run against the first one, paired over cases, corrected by Holm."""
+    """Every comparable run against the first one, paired over cases, corrected by Holm.
+
+    NSD of different tolerances is not compared.
+    """
     if len(runs) < 2:
         return []
     first, *others = runs
@@ -152,6 +167,8 @@ def differences(runs: Sequence[Run]) -> list[Difference]:
         (run, comparison)
         for run in others
         for comparison in compare_rows(run.value("cases"), first.value("cases"))
+        if not comparison.metric.endswith("_nsd")
+        or run.value(NSD_TOLERANCE) == first.value(NSD_TOLERANCE)
     ]
     corrected = holm([comparison.paired.p_value for _, comparison in found])
     return [Difference(*one, p) for one, p in zip(found, corrected, strict=True)]
