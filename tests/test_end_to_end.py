@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from evaluation import browser
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb_file import read_runs
 
@@ -137,6 +138,21 @@ def test_predict_evaluate_report(trained, tiny_quiz, tmp_path):
     assert page.lstrip().lower().startswith("<!doctype html>")
     assert page.count('id="attention-case-') == 2 + 3  # of the validation and the test cases
     assert 'id="chart-froc"' in page
+    look_at(tmp_path / "report.html")
+
+
+def look_at(report):
+    """Open a case of the report in a browser, where there is one."""
+    if not (browser.CHROMIUM and browser.DRIVER):
+        return
+    with browser.browser() as driver:
+        driver.get(report.as_uri())
+        browser.open_case(driver)
+        assert driver.execute_script("return viewer.dialog.dataset.state") == "ready"
+        pixels = browser.canvas_pixels(driver)
+        assert pixels["grey"] > 0.02 * pixels["n"]
+        assert pixels["coloured"] > 0
+        assert not browser.console_errors(driver)
 
 
 def test_an_ensemble_predicts(trained, tiny_quiz, tmp_path):

@@ -78,6 +78,30 @@ def open_case(driver, number=0):
     )
 
 
+def console_errors(driver):
+    """What the console calls severe, since it was asked last."""
+    return [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def canvas_pixels(driver):
+    """Counts of the viewer's pixels, read in the frame in which they are drawn."""
+    return driver.execute_script(
+        """viewer.nv.drawScene();
+        const gl = viewer.nv.gl, n = gl.drawingBufferWidth * gl.drawingBufferHeight;
+        const data = new Uint8Array(4 * n);
+        gl.readPixels(0, 0, gl.drawingBufferWidth, gl.drawingBufferHeight,
+                      gl.RGBA, gl.UNSIGNED_BYTE, data);
+        let grey = 0, coloured = 0, sum = 0;
+        for (let i = 0; i < data.length; i += 4) {
+          const [r, g, b] = data.subarray(i, i + 3);
+          sum += r + g + b;
+          if (Math.max(r, g, b) - Math.min(r, g, b) > 40) coloured++;
+          else if (r > 60) grey++;
+        }
+        return {grey, coloured, sum, n};"""
+    )
+
+
 def save_screenshots(report, folder):
     """The report in light, dark and on a phone, and the viewer, as PNG files in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -49,8 +49,7 @@ def page(driver, url):
     driver.get("about:blank")
     driver.get(url)
     yield driver
-    noise = [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
-    assert not noise
+    assert not chromium.console_errors(driver)
 
 
 def find(page, selector):
@@ -88,25 +87,6 @@ def open_first(page):
     wait(page, is_ready)
 
 
-def canvas_pixels(page):
-    """The RGB values of the canvas, read in the frame in which it is drawn."""
-    return page.execute_script(
-        """viewer.nv.drawScene();
-        const gl = viewer.nv.gl, n = gl.drawingBufferWidth * gl.drawingBufferHeight;
-        const data = new Uint8Array(4 * n);
-        gl.readPixels(0, 0, gl.drawingBufferWidth, gl.drawingBufferHeight,
-                      gl.RGBA, gl.UNSIGNED_BYTE, data);
-        let grey = 0, coloured = 0, sum = 0;
-        for (let i = 0; i < data.length; i += 4) {
-          const [r, g, b] = data.subarray(i, i + 3);
-          sum += r + g + b;
-          if (Math.max(r, g, b) - Math.min(r, g, b) > 40) coloured++;
-          else if (r > 60) grey++;
-        }
-        return {grey, coloured, sum, n};"""
-    )
-
-
 def test_the_first_screen_needs_no_viewer(page):
     assert find(page, "h1").is_displayed()
     assert page.execute_script("return typeof niivue") == "undefined"
@@ -118,6 +98,15 @@ def test_a_heading_sorts_up_and_then_down(page):
     assert before == sorted(before, key=float)  # the worst case comes first
     head.find_element(By.TAG_NAME, "button").click()
     head.find_element(By.TAG_NAME, "button").click()
+    assert head.get_attribute("aria-sort") == "descending"
+    assert column(page, "lesion DSC")[1] == sorted(before, key=float, reverse=True)
+
+
+def test_the_keyboard_sorts_too(page):
+    head, before = column(page, "lesion DSC")
+    button = head.find_element(By.TAG_NAME, "button")
+    page.execute_script("arguments[0].focus()", button)
+    button.send_keys(Keys.ENTER, Keys.SPACE)
     assert head.get_attribute("aria-sort") == "descending"
     assert column(page, "lesion DSC")[1] == sorted(before, key=float, reverse=True)
 
@@ -143,23 +132,27 @@ def test_a_hostile_name_is_text(page):
 def test_a_case_opens_in_the_viewer_with_overlays_to_toggle(page):
     open_first(page)
     assert find(page, "#viewer-title").text == names(page)[0]
-    with_masks = canvas_pixels(page)
+    with_masks = chromium.canvas_pixels(page)
     assert with_masks["grey"] > 0.05 * with_masks["n"]
     assert with_masks["coloured"] > 0.002 * with_masks["n"]
     find(page, "#show-prediction").click()
     find(page, "#show-reference").click()
-    plain = canvas_pixels(page)
+    plain = chromium.canvas_pixels(page)
     assert plain["coloured"] < 0.2 * with_masks["coloured"]
     find(page, "#viewer").send_keys("w")
     assert find(page, "#show-attention").is_selected()
-    assert canvas_pixels(page)["coloured"] > 5 * plain["coloured"]
+    assert chromium.canvas_pixels(page)["coloured"] > 5 * plain["coloured"]
+    note = find(page, "#attention-note")
+    assert note.is_displayed()
+    assert "where the classifier took its features from" in note.text
+    assert "They do not show what the classifier saw there, nor why it chose" in note.text
 
 
 def test_a_window_changes_the_grey_values(page):
     open_first(page)
-    before = canvas_pixels(page)["sum"]
+    before = chromium.canvas_pixels(page)["sum"]
     find(page, "#viewer-windows label:nth-child(3)").click()
-    assert canvas_pixels(page)["sum"] != before
+    assert chromium.canvas_pixels(page)["sum"] != before
 
 
 def test_keys_step_through_the_cases_and_escape_closes(page):
@@ -186,13 +179,47 @@ def test_a_dot_in_a_chart_opens_its_case(page):
     assert find(page, "#viewer-title").text == find(page, f"#{row}").get_attribute("data-name")
 
 
-def test_the_theme_follows_the_system_until_the_button_is_used(page):
-    def paper():
-        return page.execute_script("return getComputedStyle(document.body).backgroundColor")
+LIGHT, DARK, WHITE = "rgb(250, 249, 246)", "rgb(19, 21, 25)", "rgb(255, 255, 255)"
 
-    light = paper()
+
+def colours(page):
+    """Of the paper and the ink."""
+    return page.execute_script(
+        "const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]"
+    )
+
+
+def emulate(page, *, media="", scheme="light"):
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
+
+
+def test_the_theme_follows_the_system_until_the_button_is_used(page):
+    light, dark_ink = colours(page)
+    assert light == LIGHT
+    emulate(page, scheme="dark")
+    assert colours(page)[0] == DARK
+    assert colours(page)[1] != dark_ink
     find(page, "#theme").click()
-    assert paper() != light
+    assert colours(page) == [LIGHT, dark_ink]
+    emulate(page)
+    find(page, "#theme").click()
+    assert colours(page)[0] == DARK
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_paper_is_white_whatever_the_screen_shows(page, scheme):
+    ink = colours(page)[1]
+    emulate(page, scheme=scheme)
+    for chosen in ("", "light", "dark"):
+        page.execute_script("document.documentElement.dataset.theme = arguments[0]", chosen)
+        emulate(page, media="print", scheme=scheme)
+        assert colours(page) == [WHITE, ink]
+        assert not find(page, ".bar").is_displayed()
+        assert not find(page, "#filters").is_displayed()
+        assert find(page, "#case-table").is_displayed()
+        emulate(page, scheme=scheme)
+    emulate(page)
 
 
 def test_without_webgl_the_picture_stands_in(url):
@@ -205,12 +232,26 @@ def test_without_webgl_the_picture_stands_in(url):
         width = page.execute_script("return document.getElementById('viewer-picture').naturalWidth")
         assert width > 500
         assert not find(page, "#viewer-canvas").is_displayed()
+        assert find(page, "#viewer-picture").get_attribute("alt").startswith("CT of ")
+        assert not chromium.console_errors(page)
 
 
-def test_nothing_is_wider_than_a_phone(url):
+def test_page_and_viewer_fit_a_phone(url):
     with chromium.browser(width=390, height=844) as page:
         page.get(url)
         assert page.execute_script("return document.documentElement.scrollWidth") <= 390
+        open_first(page)
+        box = find(page, "#viewer").rect
+        assert (box["x"], box["width"], box["height"]) == (0, 390, 844)
+        for selector in ("#viewer-canvas", "#viewer-next", "#viewer-close"):
+            inner = find(page, selector).rect
+            assert inner["x"] >= 0
+            assert inner["x"] + inner["width"] <= 390
+        assert find(page, "#viewer-canvas").rect["height"] > 300
+        pixels = chromium.canvas_pixels(page)
+        assert pixels["grey"] > 0.02 * pixels["n"]
+        find(page, "#viewer-close").click()
+        assert not chromium.console_errors(page)
 
 
 def test_screenshots_for_the_docs_are_made(url, tmp_path):
