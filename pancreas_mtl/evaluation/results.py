@@ -97,6 +97,7 @@ class SubtypeMetrics:
     mcc: Estimate
     ece: float | None
     brier: float | None
+    brier_ci95: tuple[float, float] | None
     confusion_matrix: list[list[int]]  # reference by prediction
     unpredicted: list[int]  # cases of each subtype without prediction
     per_class: list[ClassMetrics]

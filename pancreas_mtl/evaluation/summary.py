@@ -105,12 +105,17 @@ def _has_subtypes(cases: Sequence[CaseResult]) -> bool:
 def _from_probabilities(
     references: Array, probabilities: Array | None, task: Task
 ) -> dict[str, Any]:
+    """With an interval but for ECE, which resampling biases upwards."""
     if probabilities is None:
-        return {"auroc": UNDEFINED, "ece": None, "brier": None, "reliability": []}
+        undefined = {"ece": None, "brier": None, "brier_ci95": None}
+        return {"auroc": UNDEFINED, **undefined, "reliability": []}
+    distances = st.squared_distances(references, probabilities)
+    brier = estimate(mean, distances, task=task, strata=references)
     return {
         "auroc": estimate(st.mean_auroc, references, probabilities, task=task, strata=references),
         "ece": st.ece(references, probabilities),
-        "brier": st.brier(references, probabilities),
+        "brier": brier.mean,
+        "brier_ci95": brier.ci95,
         "reliability": st.reliability(references, probabilities),
     }
 

@@ -110,7 +110,7 @@ def _subtypes(subtype: SubtypeMetrics) -> Iterator[Table]:
         "AUROC, one against rest": subtype.auroc,
         "Matthews correlation": subtype.mcc,
         "calibration error (ECE)": Estimate(subtype.ece, None),
-        "Brier score": Estimate(subtype.brier, None),
+        "Brier score": Estimate(subtype.brier, subtype.brier_ci95),
     }
     if subtype.conformal is not None:
         goal = f"conformal coverage, goal {subtype.conformal.target_coverage:g}"

@@ -145,8 +145,14 @@ def brier(references: IntArray, probabilities: Probabilities) -> float:
 
     Brier 1950, doi:10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2.
     """
+    return float(squared_distances(references, probabilities).mean())
+
+
+def squared_distances(references: IntArray, probabilities: Probabilities) -> Array:
+    """What each case (N,) adds to the Brier score."""
     truth = references[:, None] == SUBTYPES
-    return float(((probabilities - truth) ** 2).sum(axis=1).mean())
+    distances: Array = ((probabilities - truth) ** 2).sum(axis=1)
+    return distances
 
 
 def reliability(references: IntArray, probabilities: Probabilities) -> list[ReliabilityBin]:

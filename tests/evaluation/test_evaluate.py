@@ -108,6 +108,8 @@ def test_it_has_the_keys_that_users_rely_on(predictions, references):
     assert found["subtype"].keys() >= SUBTYPE_KEYS
     assert found["subtype"]["macro_f1"].keys() == {"mean", "ci95"}
     assert np.shape(found["subtype"]["confusion_matrix"]) == (3, 3)
+    low, high = found["subtype"]["brier_ci95"]
+    assert low < found["subtype"]["brier"] < high
     for target in found["targets"]:
         assert target.keys() == {"name", "target", "value", "ci95", "met"}
     for case in found["cases"]:

@@ -179,7 +179,7 @@ def test_every_target_score_and_case_is_there(page, evaluation):
         assert f"targets.{number}.ci95.0" in shown
     for number in range(len(metrics["cases"])):
         assert {f"cases.{number}.lesion_dsc", f"cases.{number}.subtype"} <= shown
-    assert {"lesion.nsd.ci95.1", "subtype.ece", "subtype.confusion_matrix.2.1"} <= shown
+    assert {"lesion.nsd.ci95.1", "subtype.brier_ci95.1", "subtype.confusion_matrix.2.1"} <= shown
     assert {"subtype.conformal.coverage.mean", "subtype.conformal.mean_size.ci95.0"} <= shown
     assert {"cases.2.subtype_probabilities.1", "cases.0.conformal_set.1"} <= shown
     assert {"targets.0.target", "targets.2.target"} <= shown

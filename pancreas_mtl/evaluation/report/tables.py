@@ -117,14 +117,13 @@ def datum(run: Run, path: str, digits: int | None = 3) -> Markup:
 
 
 def estimate(run: Run, path: str, digits: int = 3) -> Markup:
-    """A value, with its interval where there is one."""
-    value = run.value(path)
-    if not isinstance(value, Mapping):
-        return datum(run, path, digits)
-    middle = datum(run, f"{path}.mean", digits)
-    if not value.get("ci95"):
+    """A value, with its interval where there is one: of `x`, in `x.ci95` or in `x_ci95`."""
+    is_mean = isinstance(run.value(path), Mapping)
+    middle = datum(run, f"{path}.mean" if is_mean else path, digits)
+    interval = f"{path}.ci95" if is_mean else f"{path}_ci95"
+    if not run.value(interval):
         return middle
-    low, high = (datum(run, f"{path}.ci95.{end}", digits) for end in (0, 1))
+    low, high = (datum(run, f"{interval}.{end}", digits) for end in (0, 1))
     return Markup('{} <span class="interval">{} to {}</span>').format(middle, low, high)
 
 
