@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 
 from pancreas_mtl.errors import CaseError
-from pancreas_mtl.inference.pictures import centre, mosaic, neighbourhood, save_png
-from pancreas_mtl.types import Label
+from pancreas_mtl.inference import pictures
+from pancreas_mtl.inference.pictures import centre, mosaic, neighbourhood, save_png, write_preview
+from pancreas_mtl.types import CasePrediction, Label, Volume
 
 SPACING_MM = (2.0, 0.7, 0.9)
 SHAPE = (12, 20, 16)
@@ -103,6 +104,30 @@ def test_single_slices_are_drawn(shape):
 def test_a_title_is_text_and_not_a_formula():
     figure = mosaic(image(), labels(), SPACING_MM, title=r"case_$\frac{1}$")
     assert pixels(figure).size > 0
+
+
+def test_a_preview_states_the_subtype_with_its_probabilities(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, "save_png", lambda figure, path: drawn.append((figure, path)))
+    volume = Volume(image(), SPACING_MM, source=None)
+    probabilities = np.array([0.21, 0.09, 0.7], np.float32)
+    write_preview(tmp_path, "case", volume, CasePrediction(labels(), probabilities, (0, 2)))
+    ((figure, path),) = drawn
+    (title,) = (text.get_text() for text in figure.texts)
+    assert title.split() == [
+        "case",
+        "subtype",
+        "2",
+        "p0",
+        "0.21",
+        "p1",
+        "0.09",
+        "p2",
+        "0.70",
+        "set",
+        "0|2",
+    ]
+    assert path == tmp_path / "previews" / "case.png"
 
 
 def test_save_png_leaves_nothing_behind_when_the_folder_is_missing(tmp_path):
