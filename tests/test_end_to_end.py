@@ -150,7 +150,7 @@ def look_at(report):
         browser.open_case(driver)
         assert driver.execute_script("return viewer.dialog.dataset.state") == "ready"
         pixels = browser.canvas_pixels(driver)
-        assert pixels["grey"] > 0.02 * pixels["n"]
+        assert pixels["grey"] > 0.005 * pixels["n"]
         assert pixels["coloured"] > 0
         assert not browser.console_errors(driver)
 

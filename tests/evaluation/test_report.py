@@ -129,8 +129,13 @@ def recomputed(metrics):
     yield "volume", agreement
 
 
-def test_the_numbers_behind_the_other_charts_follow_from_metrics_json(page, evaluation):
+def test_the_numbers_behind_the_other_charts_follow_from_metrics_json(evaluation, tmp_path):
     metrics = json.loads((evaluation / "metrics.json").read_text())
+    for number, case in enumerate(metrics["cases"]):
+        case["whole_pancreas_volume_ml"] += 0.1 * number
+        case["lesion_volume_ml"] += 0.2 * number**2
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    page = write_report([tmp_path], tmp_path / "report").read_text()
     for slug, rows in recomputed(metrics):
         found = chart_numbers(page, slug)
         assert len(found) == len(rows)

@@ -150,6 +150,12 @@ def test_pooling_weights_come_back_coarser_in_steps_and_in_place(source):
     np.testing.assert_allclose(corners_mm(weights), corners_mm(mask), atol=1e-5)
 
 
+def test_pooling_weights_of_a_large_case_are_averaged_further(source, monkeypatch):
+    monkeypatch.setattr(volumes, "MAX_WEIGHT_VOXELS", 900)
+    weights = unpack_mask(pack_case(source, BUDGET).overlays[0].attention)
+    assert weights.shape == (11, 13, 6)  # 858 of 22 x 26 x 12
+
+
 def test_the_viewer_starts_in_the_reference_lesion(source):
     packed = pack_case(source, BUDGET)
     mask = unpack_mask(packed.reference)

@@ -110,6 +110,9 @@ def lesions_by_graph(mask):
     return [set(part) for part in networkx.connected_components(graph)]
 
 
+HIT = 0.35
+
+
 def iou(one, other):
     return len(one & other) / len(one | other)
 
@@ -123,20 +126,20 @@ def test_lesions_and_froc_agree_with_graphs_and_loops(seed):
         parts, targets = lesions_by_graph(prediction), lesions_by_graph(reference)
         graph = networkx.Graph()
         pairs = product(range(len(parts)), range(len(targets)))
-        hits = [(a, b) for a, b in pairs if iou(parts[a], targets[b]) >= 0.1]
+        hits = [(a, b) for a, b in pairs if iou(parts[a], targets[b]) >= HIT]
         graph.add_edges_from((("prediction", a), ("reference", b)) for a, b in hits)
         found = len(networkx.max_weight_matching(graph, maxcardinality=True))
         expected = LesionCounts(len(targets), len(parts), found)
-        assert count_lesions(prediction, reference, min_iou=0.1) == expected
+        assert count_lesions(prediction, reference, min_iou=HIT) == expected
         lesions += len(targets)
         scores = np.zeros(prediction.shape)
         for part in parts:
             score = round(rng.uniform(0.1, 0.9), 2)
             scores[tuple(np.transpose(list(part)))] = score
             best = max(range(len(targets)), key=lambda b: iou(part, targets[b]), default=None)
-            hit = best is not None and iou(part, targets[best]) >= 0.1
+            hit = best is not None and iou(part, targets[best]) >= HIT
             candidates.append((score, (case, best) if hit else None))
-        cases.append(score_candidates(scores, reference, min_iou=0.1))
+        cases.append(score_candidates(scores, reference, min_iou=HIT))
     curve = froc(cases)
     assert len(curve.thresholds) > 3
     assert any(curve.false_positives_per_case)

@@ -1,14 +1,15 @@
 """The volumes and pictures of one case, packed small enough to live inside the page.
 
 Everything is cropped to the neighbourhood of the masks. The CT becomes a JPEG (see `sheets`), masks
-are stored exactly, as gzipped NIfTI, and so are pooling weights, averaged by WEIGHT_FACTORS and in
-steps of WEIGHT_STEP. All volumes of a case share one upright frame, without the obliqueness of the
-scan.
+are stored exactly, as gzipped NIfTI, and so are pooling weights, averaged over blocks of voxels and
+in steps of WEIGHT_STEP. All volumes of a case share one upright frame, without the obliqueness of
+the scan.
 """
 
 from __future__ import annotations
 
 import gzip
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,7 @@ from pancreas_mtl.evaluation.report.sheets import (
     jpeg,
     nifti_header,
     pack_ct,
+    reductions,
 )
 from pancreas_mtl.inference.pictures import Box, centre, mosaic, neighbourhood
 from pancreas_mtl.types import LabelArray, Triple, TripleMm, Volume
@@ -36,7 +38,8 @@ MARGIN_MM = 20.0
 PICTURE_QUALITY = 75
 PICTURE_SCALES = (1.0, 0.8, 0.65, 0.5, 0.4)  # tried in turn
 THUMBNAIL_PX = 132  # shown at half of it, sharp on fine displays
-WEIGHT_FACTORS = (1, 2, 2)
+MIN_WEIGHT_BLOCK = 4  # voxels of the image that share a weight, such as 1 x 2 x 2
+MAX_WEIGHT_VOXELS = 300_000
 WEIGHT_STEP = 8
 
 # Bytes before base64, which makes 4 of 3. A page of 72 cases stays below 40 MB, whether one run
@@ -181,9 +184,12 @@ def _weights(path: Path | None, image: Volume, box: Box) -> str | None:
     weights = read_image(path)
     if problem := grid_difference(weights.source, image.source):
         raise CaseError(f"{path} is not on its image's grid ({problem}): predict the case again")
-    coarse = block_mean(np.clip(weights.array[box], 0, 255), WEIGHT_FACTORS)
-    steps = coarse.astype(np.uint8) // WEIGHT_STEP * WEIGHT_STEP
-    return _nifti_gz(steps, image.spacing_mm, WEIGHT_FACTORS)
+    fine = np.clip(weights.array[box], 0, 255)
+    least = max(MIN_WEIGHT_BLOCK, fine.size / MAX_WEIGHT_VOXELS)
+    each = reductions(fine.shape, image.spacing_mm)
+    factors = next(f for f in each if math.prod(f) >= least)
+    steps = block_mean(fine, factors).astype(np.uint8) // WEIGHT_STEP * WEIGHT_STEP
+    return _nifti_gz(steps, image.spacing_mm, factors)
 
 
 def _nifti_gz(
