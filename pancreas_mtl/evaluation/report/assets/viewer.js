@@ -200,7 +200,7 @@ const viewer = (() => {
     if (!dialog.open) dialog.showModal();
     history.replaceState(null, "", `#${row.id}`);
     const problem = !row.dataset.volumes
-      ? "No pictures of this case; the notes say why."
+      ? "No pictures of this case; its row says why."
       : hasWebgl() ? "" : "No WebGL 2 in this browser: the picture instead of the viewer.";
     part("status").textContent = problem;
     dialog.dataset.state = problem ? "picture" : "loading";
