@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pancreas_mtl.evaluation.report import charts, score_charts, tables
+from pancreas_mtl.evaluation.report import charts, score_charts, svg, tables
 from pancreas_mtl.evaluation.report.about import describe
 from pancreas_mtl.evaluation.report.runs import CaseFiles, Run, RunCase
 
@@ -115,6 +115,19 @@ def test_texts_in_charts_are_escaped_and_never_formulas():
     svg = score_charts.dsc_by_subtype([one, two]).svg
     assert "<b>" not in svg
     assert "&lt;b&gt;&amp;$x$" in svg
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "conservative", "conservative_scores", "seg_focused/fold0-seed0"]
+)
+def test_a_legend_of_five_runs_is_no_wider_than_its_chart(name):
+    with svg.style():
+        figure, (axes,) = svg.new_figure()
+        for number in range(5):
+            axes.plot([0, 1], [0, 1], label=f"{name}{number}")
+        svg.legend_below(figure, axes)
+        figure.draw_without_rendering()
+    assert figure.legends[0].get_window_extent().width <= figure.bbox.width
 
 
 def test_words_are_what_a_reader_says():

@@ -100,8 +100,8 @@ def write_runs(root):
     for run in RUNS:
         (root / run / "run.json").write_text(json.dumps(record))
         case = metrics["cases"][0]
-        scores = {key: rng.random() for key in case if key.endswith(("_dsc", "_ml"))}
-        metrics["cases"] = [case | scores | {"name": name} for name in names]
+        keys = [key for key in case if key.endswith(("_dsc", "_ml"))]
+        metrics["cases"] = [case | {k: rng.random() for k in keys} | {"name": n} for n in names]
         metrics |= {"predictions": str(root / run), "references": str(root / "references")}
         (root / f"{run}_scores").mkdir()
         (root / f"{run}_scores" / "metrics.json").write_text(json.dumps(metrics))

@@ -23,6 +23,7 @@ _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid"}
 _VARIABLES |= {colour: f"run-{i}" for i, colour in enumerate(RUNS)}
 
 WIDTH_IN = 4.6  # narrow, so that the text stays readable on a phone
+WIDTH_LETTERS, SIGN_LETTERS = 64, 7  # of a legend: letters in a row, and a sign with its gaps
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "pancreas_mtl",
@@ -77,7 +78,8 @@ def legend_below(figure: Figure, axes: Axes) -> None:
     """One legend for all axes, under them, unless it would name a single thing."""
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) > 1:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(handles)))
+        columns = max(1, WIDTH_LETTERS // (max(map(len, labels)) + SIGN_LETTERS))
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(handles)))
 
 
 def to_svg(figure: Figure, *, alt: str, titles: Mapping[str, str] | None = None) -> Markup:
