@@ -14,9 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from pancreas_mtl.errors import CaseError, UsageError
 
 MAX_TEXT_BYTES = 2**18
+MAX_VALUE_CHARS = 100  # of a number or date in YAML
 UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
 """What reading text of unknown origin may raise, from the disk to the meaning."""
 
@@ -77,6 +80,39 @@ def read_text(path: Path) -> str:
     if len(data) > MAX_TEXT_BYTES:
         raise ValueError(f"more than {MAX_TEXT_BYTES} bytes")
     return data.decode("utf-8-sig")
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML as a tree of plain values: no tags, no aliases (they unfold without bound)."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has aliases")
+        return super().compose_node(parent, index)
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        if not node.tag.endswith(":str") and len(node.value) > MAX_VALUE_CHARS:
+            raise yaml.YAMLError(f"a value has {len(node.value)} digits")
+        return super().construct_scalar(node)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read the configuration of a bundle or run, which may come from a stranger.
+
+    Raises:
+        UsageError: it is missing, or is no mapping of plain values of bounded size.
+    """
+    try:
+        config = yaml.load(read_text(path), _PlainLoader)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: not found; give the whole folder of a run or bundle") from None
+    except (*UNREADABLE, yaml.YAMLError) as error:
+        raise UsageError(
+            f"{path}: not readable as plain YAML ({reason(error)}); restore it from the run"
+        ) from None
+    if not isinstance(config, dict):
+        raise UsageError(f"{path}: not a configuration; restore it from the run")
+    return config
 
 
 def reason(error: Exception) -> str:

@@ -14,10 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pancreas_mtl.data.cases import read_cases
-from pancreas_mtl.data.files import link_or_copy, write_csv
+from pancreas_mtl.data.files import link_or_copy, read_yaml, write_csv
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluation.calibrate import HeldOut, cross_fit, fit
 from pancreas_mtl.evaluation.held_out import (
@@ -31,7 +29,14 @@ from pancreas_mtl.evaluation.held_out import (
 from pancreas_mtl.evaluation.predictions import read_predictions
 from pancreas_mtl.evaluation.references import Reference
 from pancreas_mtl.inference.calibration import save_calibration
-from pancreas_mtl.inference.writer import CaseRecord, close_output, open_output, read_record
+from pancreas_mtl.inference.writer import (
+    JOURNAL,
+    RECORD,
+    CaseRecord,
+    close_output,
+    open_output,
+    read_record,
+)
 
 OOF, CALIBRATED, ENSEMBLE = "oof", "calibrated", "ensemble"
 KIND = "out-of-fold"
@@ -52,9 +57,11 @@ def cross_validate(
         The folder of calibrated predictions, and their references.
 
     Raises:
-        UsageError: a folder that holds no finished run, or a case that two runs held out.
+        UsageError: a folder that holds no finished run, a case that two runs held out, or an output
+            folder with files in the place of those above.
     """
     folds = find_runs(runs)
+    _refuse_other_files(output_dir)
     group_of = gather(folds, output_dir / OOF)
     references = [r for r in read_run_references(folds.values()) if r.name in group_of]
     cases = read_held_out(output_dir / OOF, references, group_of, workers=workers)
@@ -64,6 +71,19 @@ def cross_validate(
     )
     make_ensemble(folds, cases, output_dir / ENSEMBLE, coverage=coverage)
     return output_dir / CALIBRATED, references
+
+
+def _refuse_other_files(output_dir: Path) -> None:
+    """Only where an evaluation has been are its folders there to be made anew."""
+    own = (output_dir / "metrics.json", output_dir / OOF / RECORD, output_dir / OOF / JOURNAL)
+    if any(path.exists() for path in own):
+        return
+    for name in (OOF, CALIBRATED, ENSEMBLE):
+        if (output_dir / name).exists():
+            raise UsageError(
+                f"output_dir={output_dir} holds {name}, which no evaluation wrote; give another "
+                "output_dir"
+            )
 
 
 def find_runs(paths: Iterable[Path]) -> dict[str, Path]:
@@ -135,7 +155,9 @@ def read_run_references(runs: Iterable[Path]) -> list[Reference]:
 
 
 def _data_section(run: Path) -> Mapping[str, Any]:
-    section: Mapping[str, Any] = yaml.safe_load((run / "config.yaml").read_text())["data"]
+    section = read_yaml(run / "config.yaml").get("data")
+    if not isinstance(section, dict) or not {"layout", "root"} <= section.keys():
+        raise UsageError(f"{run / 'config.yaml'}: names no dataset; restore it, or train again")
     return section
 
 

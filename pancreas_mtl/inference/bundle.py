@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pancreas_mtl.data.files import UNREADABLE, not_written, read_text, reason, write_text
+from pancreas_mtl.data.files import UNREADABLE, not_written, read_yaml, reason, write_text
 from pancreas_mtl.data.plan import load_plan, save_plan
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.inference.calibration import Calibration, read_calibration, save_calibration
@@ -60,6 +60,13 @@ class Bundle:
         return () if flip_p == 0 else MIRROR_AXES
 
 
+class _PlainDumper(yaml.SafeDumper):
+    """Writes a value that comes twice as itself, not as an alias, which `read_yaml` refuses."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def save_bundle(
     folder: Path,
     weights: Mapping[str, Tensor],
@@ -81,7 +88,7 @@ def save_bundle(
         tensors = {name: t.detach().float().cpu().contiguous() for name, t in weights.items()}
         (draft / "model.safetensors").write_bytes(save(tensors))
         save_plan(plan, draft / "plan.json")
-        text = yaml.safe_dump({"format": FORMAT, **config}, sort_keys=False)
+        text = yaml.dump({"format": FORMAT, **config}, Dumper=_PlainDumper, sort_keys=False)
         write_text(draft / "config.yaml", text)
         save_calibration(draft, calibration or Calibration())
         save_card(draft)
@@ -118,7 +125,7 @@ def save_card(
         shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
     text = render_card(
         plan=load_plan(folder / "plan.json"),
-        config=_read_yaml(folder / "config.yaml"),
+        config=read_yaml(folder / "config.yaml"),
         parameters=sum(math.prod(shape) for shape in shapes),
         origin=origin,
         metrics=metrics,
@@ -139,11 +146,12 @@ def load_bundle(folder: Path) -> Bundle:
     if (folder / "bundle").is_dir():
         raise UsageError(f"model={folder} is a run's folder: give model={folder / 'bundle'}")
     plan = load_plan(folder / "plan.json")
-    config = _read_yaml(folder / "config.yaml")
+    config = read_yaml(folder / "config.yaml")
     if config.get("format") != FORMAT:
+        found = repr(config.get("format"))[:80]
         raise UsageError(
-            f"{folder / 'config.yaml'}: bundle format {config.get('format')!r}, this version reads "
-            f"{FORMAT}; train again or use the version that wrote it"
+            f"{folder / 'config.yaml'}: bundle format {found}, this version reads {FORMAT}; "
+            "train again or use the version that wrote it"
         )
     weights = _read_weights(folder / "model.safetensors")
     with torch.device("meta"):
@@ -192,20 +200,6 @@ def bundle_digest(folder: Path) -> str:
         if path.exists():
             digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(read_text(path))
-    except FileNotFoundError:
-        raise UsageError(f"{path}: not found; is this a bundle?") from None
-    except (*UNREADABLE, yaml.YAMLError) as error:
-        raise UsageError(
-            f"{path}: not readable as plain YAML ({reason(error)}); restore it from the run"
-        ) from None
-    if not isinstance(config, dict):
-        raise UsageError(f"{path}: not a configuration; restore it from the run")
-    return config
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

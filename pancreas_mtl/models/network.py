@@ -178,12 +178,13 @@ def build_head(plan: Plan, config: NetworkConfig) -> SubtypeHead | NoHead:
     if config.head == "none":
         return NoHead()
     if config.head not in HEADS:
-        raise UsageError(f"model.head={config.head}: choose one of {', '.join(HEADS)}")
+        raise UsageError(f"model.head={str(config.head)[:80]}: choose one of {', '.join(HEADS)}")
     depth = len(plan.channels)
     outside = [s for s in config.stages if not -depth <= s < depth]
     if outside or not config.stages:
         raise UsageError(
-            f"model.stages={list(config.stages)}: this plan has stages 0 to {depth - 1}"
+            f"model.stages={str(list(config.stages))[:80]}: choose of this plan's stages, "
+            f"0 to {depth - 1}"
         )
     return HEADS[config.head](
         plan.channels,

@@ -13,7 +13,7 @@ from pancreas_mtl import Predictor
 from pancreas_mtl.data.images import read_image, read_mask
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluate import main
-from pancreas_mtl.evaluation.cross_validation import find_runs, gather
+from pancreas_mtl.evaluation.cross_validation import cross_validate, find_runs, gather
 from pancreas_mtl.evaluation.held_out import (
     LOSSES,
     calibrate,
@@ -161,6 +161,15 @@ def test_the_ensemble_is_one_model(evaluated, runs, cases):
 def test_a_case_in_two_runs_is_refused(runs, tmp_path):
     with pytest.raises(UsageError, match="each case may be predicted once"):
         gather({"a": runs[0], "b": runs[0]}, tmp_path / "oof")
+
+
+@pytest.mark.parametrize("name", ["oof", "calibrated", "ensemble"])
+def test_what_no_evaluation_wrote_is_left_alone(runs, tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "notes.txt").touch()
+    with pytest.raises(UsageError, match=f"holds {name}, which no evaluation wrote; give another"):
+        cross_validate(runs, tmp_path, coverage=0.9)
+    assert [path.name for path in tmp_path.rglob("*")] == [name, "notes.txt"]
 
 
 def test_what_is_no_finished_run_is_refused(runs, tmp_path):

@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from trust.faults import MODEL, content, predict, save_ct
 
 from pancreas_mtl.errors import UsageError
-from pancreas_mtl.inference.bundle import load_bundle
+from pancreas_mtl.evaluation.cross_validation import read_run_references
+from pancreas_mtl.evaluation.report import write_report
+from pancreas_mtl.inference.bundle import load_bundle, save_bundle
 from pancreas_mtl.training.checkpoints import averaged_weights, read_checkpoint
 
 
@@ -117,6 +119,24 @@ TEXTS = {
         b"format: 1\nmodel: {head: '${oc.env:HOME}', stages: [0]}\n",
         "model.head=${oc.env:HOME}: choose one of",
     ),
+    "aliases within aliases": (
+        "config.yaml",
+        b"a0: &a0 [x, x]\n"
+        + b"".join(b"a%d: &a%d [*a%d, *a%d]\n" % (n, n, n - 1, n - 1) for n in range(1, 25))
+        + b"format: *a24\n",
+        "config.yaml: not readable as plain YAML (it has aliases); restore it from the run",
+    ),
+    "a number that takes long": (
+        "config.yaml",
+        b"format: 1" + b":1" * 50_000,
+        "not readable as plain YAML (a value has 100001 digits)",
+    ),
+    "a format that is a text": ("config.yaml", b"format: " + b"x" * 9_999, "bundle format 'xxx"),
+    "a head that is a text": (
+        "config.yaml",
+        b"format: 1\nmodel: {stages: [0], head: %s}\n" % (b"x" * 9_999),
+        "choose one of",
+    ),
     "no calibration": ("calibration.json", b"[]", "calibration.json: not a calibration"),
     "calibration of zero": ("calibration.json", b'{"subtype_temperature": 0}', "temperature=0"),
     "calibration nan": ("calibration.json", b'{"subtype_temperature": NaN}', "temperature=nan"),
@@ -141,7 +161,28 @@ def test_a_files_bytes_are_never_run(bundle, tmp_path, kind):
     with pytest.raises(UsageError) as caught:
         load_bundle(bundle)
     assert message in str(caught.value)
+    assert len(str(caught.value)) < 600
     assert not (tmp_path / "HACKED").exists()
+
+
+@pytest.mark.parametrize("data", [b"data: &a [*a]\n", b"data: []\n", b"x: 1\n"])
+def test_the_config_of_a_run_is_read_as_that_of_a_bundle(tmp_path, data):
+    for folder in (tmp_path, tmp_path / "bundle"):
+        folder.mkdir(exist_ok=True)
+        (folder / "config.yaml").write_bytes(data)
+    with pytest.raises(UsageError, match=r"config\.yaml: (not readable|names no dataset)"):
+        read_run_references([tmp_path])
+    if b"*" in data:
+        with pytest.raises(UsageError, match=r"config\.yaml: not readable as plain YAML"):
+            write_report([tmp_path], tmp_path / "report")
+
+
+def test_what_comes_twice_in_a_configuration_is_written_twice(tmp_path, model):
+    stages = [0, 1]
+    bundle = load_bundle(model)
+    config = {"model": {**MODEL, "stages": stages}, "again": stages}
+    save_bundle(tmp_path / "bundle", bundle.network.state_dict(), bundle.plan, config)
+    assert load_bundle(tmp_path / "bundle").config["again"] == stages
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from pancreas_mtl.data.files import UNREADABLE, read_text, reason
+from pancreas_mtl.data.files import UNREADABLE, read_yaml, reason
 from pancreas_mtl.data.images import case_name
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluation.predictions import Prediction, read_predictions
@@ -228,11 +226,7 @@ def read_config(folder: Path, records: Sequence[Json] = ()) -> Json:
     """The resolved config of a training run, else that of the prediction."""
     path = folder / "bundle" / "config.yaml"
     if path.is_file():
-        try:
-            config = yaml.safe_load(read_text(path))
-        except (*UNREADABLE, yaml.YAMLError) as error:
-            raise UsageError(f"{path} cannot be read ({reason(error)}): restore it") from None
-        return config if isinstance(config, dict) else {}
+        return read_yaml(path)
     return records[0].get("config") or {} if records else {}
 
 
