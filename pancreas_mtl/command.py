@@ -56,7 +56,7 @@ def command(
             errors: list[Exception] = []
             try:
                 _hydra_app(main, config_name, errors)()
-            except (HydraException, OmegaConfBaseException) as error:
+            except (HydraException, OmegaConfBaseException, CaseError) as error:
                 errors.append(error)
             except Exception as error:  # of a launcher
                 errors.append(_defect(error))

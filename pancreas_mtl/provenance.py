@@ -12,6 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 GIT_TIMEOUT_S = 30.0
+CODE = (".py", ".yaml")
+ADDED = ("diff", "--binary", "--no-index", "--", os.devnull)
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class CodeState:
     """The code that runs: None and empty where it does not lie in a git repository of its own."""
 
     revision: str | None  # of the last commit, in full
-    diff: str  # against it, of the files that git tracks
+    diff: str  # against it, of the files that git tracks, and the whole of new code
     untracked: tuple[str, ...]  # files that git neither tracks nor ignores
 
     @property
@@ -36,8 +38,10 @@ def code_state(root: Path = ROOT) -> CodeState:
     if not top or Path(top.strip()).resolve() != root.resolve():
         return CodeState(None, "", ())
     revision = _git(root, "rev-parse", "HEAD").strip() or None
-    untracked = _git(root, "ls-files", "--others", "--exclude-standard").splitlines()
-    return CodeState(revision, _git(root, "diff", "HEAD", "--binary"), tuple(untracked))
+    listed = _git(root, "ls-files", "-z", "--others", "--exclude-standard")
+    untracked = tuple(name for name in listed.split("\0") if name)
+    added = [_git(root, *ADDED, name) for name in untracked if Path(name).suffix in CODE]
+    return CodeState(revision, _git(root, "diff", "HEAD", "--binary") + "".join(added), untracked)
 
 
 def package_versions() -> dict[str, str]:
@@ -83,4 +87,5 @@ def _git(root: Path, *arguments: str) -> str:
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout if done.returncode == 0 else ""
+    differs = done.returncode == 1 and arguments[:1] == ("diff",)  # of diff --no-index
+    return done.stdout if done.returncode == 0 or differs else ""

@@ -9,30 +9,38 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from pancreas_mtl.command import is_first_process
+from pancreas_mtl.data.files import write_text
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.training.checkpoints import read_checkpoint
 
+CONFIG = "config.yaml"
 CONTENTS = (
-    "config.yaml",
+    "checkpoints",
     "plan.json",
+    "run.json",
     "splits.json",
     "audit.json",
     "metrics.csv",
     "metrics.json",
     "report.html",
-    "run.json",
     "git.diff",
+    "resumed",
     ".hydra",
     "wandb.json",
     "train.log",
     "bundle",
-    "checkpoints",
     "oof",
     "validation",
     "evaluation",
     "pictures",
     "tensorboard",
+    CONFIG,
 )
+"""All that a run may leave, in the order in which it is removed.
+
+What a resumed run would go on from goes first, `config.yaml`, by which a run is known, last. So
+whenever overwriting is killed, the same command goes on with it.
+"""
 
 
 def open_run(config: DictConfig, run_dir: Path) -> Path | None:
@@ -42,16 +50,19 @@ def open_run(config: DictConfig, run_dir: Path) -> Path | None:
         The checkpoint to go on from, None to start at the beginning.
 
     Raises:
-        UsageError: the folder holds a run, and neither resume nor overwrite is asked for; its last
-            checkpoint is damaged; the folder cannot be written.
+        UsageError: the folder holds a run, and neither resume nor overwrite is asked for, or files
+            that a run would replace; its last checkpoint is damaged; the folder cannot be written.
+        CaseError: the disk is full.
     """
     checkpoint = None
-    if (run_dir / "config.yaml").exists():
+    if (run_dir / CONFIG).exists():
         checkpoint = _existing_run(config, run_dir)
+    elif is_first_process():
+        _refuse_other_files(run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         if is_first_process():
-            (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+            write_text(run_dir / CONFIG, OmegaConf.to_yaml(config, resolve=True))
             log_to(run_dir / "train.log")
     except OSError as error:
         raise UsageError(f"output_dir={run_dir}: {error.strerror}; give another one") from error
@@ -79,6 +90,16 @@ def _existing_run(config: DictConfig, run_dir: Path) -> Path | None:
         else:
             path.unlink(missing_ok=True)
     return None
+
+
+def _refuse_other_files(run_dir: Path) -> None:
+    """Without a `config.yaml`, nothing tells that what lies here is a run's to replace."""
+    for name in CONTENTS:
+        if (run_dir / name).exists():
+            raise UsageError(
+                f"output_dir={run_dir} holds {name}, but no {CONFIG} of a run: give another "
+                f"output_dir, or remove {name}"
+            )
 
 
 def log_to(path: Path) -> None:

@@ -1,7 +1,9 @@
 """`run.json` of a training: what it was made from and how it ended; beside it what repeats it.
 
 `git.diff` holds the changes since the revision, `.hydra/config.yaml` the configuration in the form
-that `python train.py --config-path RUN/.hydra --config-name config output_dir=DIR` repeats.
+that `python train.py --config-path RUN/.hydra --config-name config output_dir=DIR` repeats. All of
+it is of the first start; what differs when the run is resumed stands in `resumed`, its changes of
+the code in `resumed/1.diff` and so on.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from pancreas_mtl.command import is_first_process
-from pancreas_mtl.data.files import write_json
+from pancreas_mtl.data.files import make_folder, write_json, write_text
 from pancreas_mtl.interruption import Interrupted
 from pancreas_mtl.multirun import is_job
 from pancreas_mtl.provenance import code_state, machine, package_versions, peak_memory_gb
+from pancreas_mtl.training.faults import faults_explained
 
 SCHEMA = 1
 BOOKKEEPING = ("output_dir", "resume", "overwrite", "workers", "print_config", "logger", "hydra")
@@ -82,11 +85,16 @@ def note(run_dir: Path, **facts: Any) -> None:
 
 @contextmanager
 def recorded(config: DictConfig, run_dir: Path) -> Iterator[None]:
-    """Write how the run was made before the block, and how it ended after it."""
+    """Write how the run was made before the block, and how it ended after it.
+
+    Raises:
+        TrainingError: for a fault of the machine in the block, see `training/faults.py`.
+    """
     if is_first_process():
         _note_origin(config, run_dir)
     try:
-        yield
+        with faults_explained():
+            yield
     except Interrupted as error:
         note(run_dir, status="interrupted", error=str(error), ended=_now())
         raise
@@ -114,36 +122,46 @@ def config_digest(config: DictConfig) -> str:
 
 
 def _note_origin(config: DictConfig, run_dir: Path) -> None:
+    """Begin the record, or add to it what differs from the first start."""
     code = code_state()
-    before = read_record(run_dir) if config.resume else {}
-    (run_dir / "run.json").unlink(missing_ok=True)
-    (run_dir / "git.diff").write_text(code.diff)
+    first = read_record(run_dir) if config.resume else {}
+    origin = {
+        "command": sys.argv,
+        "git": {"revision": code.revision, "label": code.label, "untracked": code.untracked},
+        "machine": machine(),
+        "packages": package_versions(),
+    }
+    facts = {
+        "schema": SCHEMA,
+        "status": "running",
+        "error": None,
+        **{key: first.get(key, value) for key, value in origin.items()},
+        "experiment": str(config.experiment),
+        "fold": config.fold,
+        "seed": config.seed,
+        "config": config_digest(config),
+        "started": first.get("started", _now()),
+        "resumed": first.get("resumed", []),
+        "ended": None,
+    }
+    if first:
+        changed = {key: value for key, value in origin.items() if value != facts[key]}
+        diff = f"resumed/{len(facts['resumed']) + 1}.diff"
+        make_folder(run_dir / "resumed")
+        write_text(run_dir / diff, code.diff)
+        facts["resumed"] = [*facts["resumed"], {"at": _now(), "diff": diff, **changed}]
+    else:
+        write_text(run_dir / "git.diff", code.diff)
     _write_repeatable(config, run_dir / ".hydra")
-    note(
-        run_dir,
-        schema=SCHEMA,
-        status="running",
-        error=None,
-        command=sys.argv,
-        experiment=str(config.experiment),
-        fold=config.fold,
-        seed=config.seed,
-        config=config_digest(config),
-        git={"revision": code.revision, "label": code.label, "untracked": code.untracked},
-        machine=machine(),
-        packages=package_versions(),
-        started=before.get("started", _now()),
-        resumed=[*before.get("resumed", []), *([_now()] if before else [])],
-        ended=None,
-    )
+    write_json(run_dir / "run.json", facts)
 
 
 def _write_repeatable(config: DictConfig, folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     again = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
     again.resume = again.overwrite = False
     text = REPEAT.format(folder=folder.resolve()) + OmegaConf.to_yaml(again)
-    (folder / "config.yaml").write_text(text)
+    write_text(folder / "config.yaml", text)
 
 
 def _now() -> str:

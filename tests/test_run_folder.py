@@ -1,10 +1,12 @@
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from trust.faults import largest_file
 
-from pancreas_mtl.errors import UsageError
+from pancreas_mtl.errors import CaseError, UsageError
 from pancreas_mtl.run_folder import open_run
 
 
@@ -42,6 +44,51 @@ def test_overwriting_removes_the_run_and_nothing_else(tmp_path):
     assert not (tmp_path / "metrics.csv").exists()
     assert (tmp_path / "my notes.txt").exists()
     assert OmegaConf.load(tmp_path / "config.yaml").lr == 2.0
+
+
+@pytest.mark.parametrize("killed_after", range(0, 8, 2))
+def test_overwriting_that_was_killed_is_finished_by_the_same_command(
+    tmp_path, monkeypatch, killed_after
+):
+    """Whatever was removed by then, nothing of the old run is ever gone on with."""
+    open_run(config(), tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"state_dict": {}}, tmp_path / "checkpoints" / "last.ckpt")
+    for name in ("plan.json", "run.json", "metrics.csv"):
+        (tmp_path / name).touch()
+    removals = iter(range(killed_after))
+
+    def unlink(path, *, missing_ok=False, real=Path.unlink):
+        if next(removals, None) is None:
+            raise KeyboardInterrupt
+        real(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink)
+        with pytest.raises(KeyboardInterrupt):
+            open_run(config(overwrite=True), tmp_path)
+    assert (tmp_path / "config.yaml").exists()
+    with monkeypatch.context() as patch:
+        assert open_run(config(resume=True), tmp_path) is None
+    assert open_run(config(overwrite=True), tmp_path) is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "train.log"]
+
+
+@pytest.mark.parametrize("name", ["bundle", "metrics.json", "report.html", "validation"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_files_that_no_run_marks_as_its_own_are_left_alone(tmp_path, name, overwrite):
+    (tmp_path / name).mkdir()
+    with pytest.raises(UsageError, match=f"holds {name}, but no config.yaml of a run: give anothe"):
+        open_run(config(overwrite=overwrite), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_full_disk_leaves_the_configuration_that_was_there(tmp_path):
+    open_run(config(), tmp_path)
+    before = (tmp_path / "config.yaml").read_bytes()
+    with largest_file(20), pytest.raises(CaseError, match=r"config\.yaml cannot be written"):
+        open_run(config(resume=True, lr=2.0), tmp_path)
+    assert (tmp_path / "config.yaml").read_bytes() == before
 
 
 def test_resuming_finds_the_last_checkpoint_or_starts_anew(tmp_path):

@@ -5,8 +5,10 @@ import subprocess
 
 import pytest
 from omegaconf import OmegaConf
+from trust.faults import content, largest_file
 
-from pancreas_mtl.provenance import code_state, package_versions
+from pancreas_mtl.errors import CaseError
+from pancreas_mtl.provenance import CodeState, code_state, package_versions
 from pancreas_mtl.run_record import goes_on, is_finished, note, read_record, recorded
 
 
@@ -76,11 +78,45 @@ def test_code_that_has_changed_is_told_by_its_diff(tmp_path):
     assert clean.diff == ""
     assert clean.label == clean.revision[:7]
     (tmp_path / "a.py").write_text("two\n")
-    (tmp_path / "b.py").touch()
+    (tmp_path / "né w.py").write_text("new\n")
+    (tmp_path / "notes.txt").write_text("no code")
     changed = code_state(tmp_path)
     assert "-one\n+two" in changed.diff
-    assert changed.untracked == ("b.py",)
+    assert changed.untracked == ("notes.txt", "né w.py")
     assert changed.label == f"{clean.label}-dirty"
+    (tmp_path / "git.diff").write_text(changed.diff)
+    git("checkout", ".")
+    (tmp_path / "né w.py").unlink()
+    git("apply", "git.diff")
+    assert (tmp_path / "a.py").read_text() == "two\n"
+    assert (tmp_path / "né w.py").read_text() == "new\n"
+
+
+def test_what_changes_before_a_resume_is_added_and_replaces_nothing(tmp_path, monkeypatch):
+    for number, diff in enumerate(("first", "second", "third")):
+        state = CodeState(f"{number}" * 40, diff, ())
+        monkeypatch.setattr("pancreas_mtl.run_record.code_state", lambda state=state: state)
+        with recorded(config(resume=number > 0), tmp_path):
+            pass
+    record = read_record(tmp_path)
+    assert record["git"]["revision"] == "0" * 40
+    assert [one["git"]["revision"][0] for one in record["resumed"]] == ["1", "2"]
+    assert all("packages" not in one for one in record["resumed"])  # they are the same
+    files = ["git.diff", *(one["diff"] for one in record["resumed"])]
+    assert [(tmp_path / name).read_text() for name in files] == ["first", "second", "third"]
+
+
+def test_a_full_disk_leaves_the_record_that_was_there(tmp_path):
+    with recorded(config(), tmp_path):
+        pass
+    before = content(tmp_path)
+    with (
+        largest_file(20),
+        pytest.raises(CaseError, match="cannot be written"),
+        recorded(config(resume=True), tmp_path),
+    ):
+        pass
+    assert content(tmp_path) == before
 
 
 def test_packages_are_all_that_is_installed():

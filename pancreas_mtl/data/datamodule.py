@@ -14,6 +14,8 @@ from pancreas_mtl.data.patches import CaseDataset, PatchDataset, PatchSampler
 from pancreas_mtl.data.preprocess import CacheEntry
 from pancreas_mtl.types import Batch, Triple
 
+LOADER_TIMEOUT_S = 1800.0  # without a batch, then training stops; reading one takes milliseconds
+
 
 @dataclass(frozen=True)
 class SamplingConfig:
@@ -106,6 +108,7 @@ class PancreasDataModule(pl.LightningDataModule):
             batch_sampler=sampler,
             num_workers=self.config.workers,
             pin_memory=self._on_gpu(),
+            timeout=LOADER_TIMEOUT_S if self.config.workers else 0,
         )
 
     def val_dataloader(self) -> DataLoader[Batch]:
