@@ -40,8 +40,8 @@ class OptimizerConfig:
     `rate_scale` multiplies all rates: variants differ in it, whatever rates a budget chooses.
     `encoder_scale` multiplies the encoder's, for warm starts.
     A step whose gradient is not finite is skipped; more than `max_skips` of them in a row stop the
-    training, and so do more than `max_bad_losses` whose loss is not finite. (With fp16, the first
-    gradients may overflow until their scale is found, so the former is larger.)
+    training (with fp16, some overflow until their scale is found, and again when it is raised), and
+    so do more than `max_bad_losses` in all of the run whose loss is not finite.
     """
 
     lr: float = 1e-3
@@ -94,11 +94,11 @@ class MultitaskModule(pl.LightningModule):
         self._forward = torch.compile(network) if compile_network else network
         self._validated: list[ValidationCase] = []
         self.validated: list[ValidationCase] = []  # all cases of the last validation
-        self._batch_names: list[str] = []
-        self._loss = torch.zeros(())
+        self._batches: list[tuple[list[str], Tensor]] = []  # of this step: cases and loss
         self.skipped: Tensor
         self.register_buffer("skipped", torch.zeros((), dtype=torch.long))
         self._skips_in_a_row = 0
+        self._bad_losses = 0
         self.epoch_means = torch.nn.ModuleDict({name: _epoch_mean() for name in LossParts._fields})
 
     def on_train_epoch_start(self) -> None:
@@ -111,7 +111,7 @@ class MultitaskModule(pl.LightningModule):
         batch = self.augment(batch)
         output = self._forward(batch.image, guide(batch))
         parts = joint_loss(output, batch, self.loss, self._progress())
-        self._batch_names, self._loss = batch.name, parts.total.detach()
+        self._batches.append((batch.name, parts.total.detach()))
         self._log_losses(parts, len(batch.name))
         return parts.total
 
@@ -151,19 +151,27 @@ class MultitaskModule(pl.LightningModule):
         self.skipped += 1
         self._skips_in_a_row += 1
         optimizer.zero_grad(set_to_none=True)
-        config, cases = self.optimizer_config, ", ".join(self._batch_names)
-        what, most = "gradient", config.max_skips
-        if not torch.isfinite(self._loss):
-            what, most = "loss", config.max_bad_losses
+        bad = [names for names, loss in self._batches if not torch.isfinite(loss)]
+        is_loss = self.trainer.strategy.reduce_boolean_decision(bool(bad), all=False)
+        self._bad_losses += is_loss
+        batches = bad or [names for names, _ in self._batches]
+        cases = ", ".join(name for names in batches for name in names)
+        self._tell_skip("loss" if is_loss else "gradient", cases)
+
+    def _tell_skip(self, what: str, cases: str) -> None:
+        """Log a skipped step, or stop the training, on all ranks alike."""
         log.warning(
             "step %d: %s not finite, step skipped (cases: %s)", self.global_step, what, cases
         )
-        if self._skips_in_a_row > most:
-            raise TrainingError(
-                f"{self._skips_in_a_row} steps in a row had a {what} that is not finite, the last "
-                f"with cases {cases}: look at these images, lower optimizer.lr, or use "
-                "trainer.precision=32-true"
-            )
+        config, count = self.optimizer_config, f"{self._skips_in_a_row} steps in a row"
+        if self._bad_losses > config.max_bad_losses:
+            count = f"{self._bad_losses} steps of this run"
+        elif self._skips_in_a_row <= config.max_skips:
+            return
+        raise TrainingError(
+            f"{count} had a {what} that is not finite, the last with cases {cases}: look at these "
+            "images, lower optimizer.lr, or use trainer.precision=32-true"
+        )
 
     def _log_optimizer(self, optimizer: Optimizer) -> None:
         """The rates of this step and, in fp16, the factor by which GradScaler raises the loss."""
@@ -178,6 +186,7 @@ class MultitaskModule(pl.LightningModule):
         Here and not at the batch's end, which comes after a checkpoint of this step.
         """
         super().optimizer_step(*args, **kwargs)
+        self._batches = []
         if self._skips_in_a_row == 0:
             self.averaged.update_parameters(self.network)
 
@@ -188,10 +197,12 @@ class MultitaskModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is neither weight nor buffer."""
         checkpoint["skips_in_a_row"] = self._skips_in_a_row
+        checkpoint["bad_losses"] = self._bad_losses
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with it."""
         self._skips_in_a_row = checkpoint["skips_in_a_row"]
+        self._bad_losses = checkpoint.get("bad_losses", 0)
 
     def configure_optimizers(self) -> Any:
         """AdamW with a group for each part of the network, and the schedule per step."""

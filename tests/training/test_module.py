@@ -144,9 +144,29 @@ def test_too_many_skipped_steps_stop_with_the_remedy(plan, tmp_path):
             batch = super().__getitem__(index)
             return batch._replace(image=batch.image * float("inf"))
 
-    message = r"3 steps in a row had a loss .*cases case\d.*lower optimizer.lr"
+    message = r"3 steps of this run had a loss .*cases case\d.*lower optimizer.lr"
     with pytest.raises(TrainingError, match=message):
         fit(make(plan, max_bad_losses=2), tmp_path, train=DataLoader(AllBad(), batch_size=2))
+
+
+def test_a_case_that_is_bad_once_an_epoch_is_not_skipped_for_ever(plan, tmp_path):
+    module = make(plan, max_bad_losses=2)
+    with pytest.raises(TrainingError, match=r"3 steps of this run .* cases case2, case3: look"):
+        fit(module, tmp_path, epochs=9, train=DataLoader(Poisoned(), batch_size=2))
+    assert module.current_epoch == 2
+    checkpoint = {}
+    module.on_save_checkpoint(checkpoint)
+    resumed = make(plan)
+    resumed.on_load_checkpoint(checkpoint)
+    assert resumed._bad_losses == 3
+
+
+def test_of_several_batches_a_step_the_bad_one_is_named(plan, tmp_path, caplog):
+    module = make(plan)
+    train = DataLoader(Poisoned(), batch_size=2)
+    fit(module, tmp_path, train=train, accumulate_grad_batches=4)
+    assert "loss not finite, step skipped (cases: case2, case3)" in caplog.text
+    assert int(module.skipped) == 1
 
 
 def test_averaged_weights_follow_and_start_at_the_network(plan, tmp_path):
