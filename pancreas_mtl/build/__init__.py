@@ -1,11 +1,13 @@
 """From configuration to objects: beside the commands the only place that knows Hydra.
 
 settings    sections become dataclasses, mistyped keys are named
+checks      what else is wrong with a configuration, before any work
 data        cases, folds, plan, cache, loaders
 training    network, module, trainer, loggers
 prediction  predictor and its cases
 """
 
+from pancreas_mtl.build.checks import check
 from pancreas_mtl.build.data import (
     Dataset,
     Prepared,
@@ -19,7 +21,7 @@ from pancreas_mtl.build.data import (
     workers,
 )
 from pancreas_mtl.build.prediction import fingerprint_of, predictor, sources
-from pancreas_mtl.build.settings import check, settings, shard
+from pancreas_mtl.build.settings import settings, shard
 from pancreas_mtl.build.training import logging_run, module, network, trainer
 from pancreas_mtl.configuration import plain
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from pancreas_mtl.build.checks import check_network
 from pancreas_mtl.build.settings import settings
 from pancreas_mtl.data.audit import audit_cases
 from pancreas_mtl.data.cases import read_cases, read_official_folds
@@ -107,6 +108,7 @@ def prepare(config: DictConfig, found: Dataset, run_dir: Path) -> Prepared:
     """
     train, validation = found.part(found.split.train), found.part(found.split.validation)
     chosen = plan(config, found, run_dir)
+    check_network(config, chosen)
     with one_at_a_time(run_dir):
         cache_dir = Path(config.paths.cache)
         wanted = {case.name: case for case in [*train, *validation]}

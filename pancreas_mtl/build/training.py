@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -72,23 +73,34 @@ def module(config: DictConfig, plan: Plan) -> MultitaskModule:
 
 
 def trainer(config: DictConfig, run_dir: Path) -> pl.Trainer:
-    """The Lightning trainer; `config.trainer` holds its arguments by their own names."""
+    """The Lightning trainer with the callbacks and loggers of a run."""
+    own = callbacks(config, run_dir)
+    built = lightning_trainer(config, run_dir, callbacks=own, logger=loggers(config, run_dir))
+    log.info("training on %s in %s", built.strategy.root_device, built.precision)
+    return built
+
+
+def lightning_trainer(config: DictConfig, run_dir: Path, **extras: Any) -> pl.Trainer:
+    """A Lightning trainer; `config.trainer` holds its arguments by their own names.
+
+    Raises:
+        UsageError: Lightning does not take one of them.
+    """
     quiet_lightning()
     arguments = plain(config.trainer)
     if arguments["precision"] == "auto":
         arguments["precision"] = auto_precision(arguments["accelerator"])
-    arguments.setdefault("enable_progress_bar", sys.stderr.isatty())
+    arguments.setdefault("enable_progress_bar", _shows_progress(config))
     epochs = arguments["max_epochs"] or -1  # -1: without end
     validate_every = min(config.validate_every, epochs) if epochs > 0 else config.validate_every
     if name := arguments.get("profiler"):
         arguments["profiler"] = profiler(name, run_dir)
     try:
-        built = pl.Trainer(
+        return pl.Trainer(
             **arguments,
+            **extras,
             default_root_dir=run_dir,
             plugins=[AtomicCheckpointIO()],
-            callbacks=callbacks(config, run_dir, progress_bar=arguments["enable_progress_bar"]),
-            logger=loggers(config, run_dir),
             gradient_clip_val=config.optimizer.clip_norm,
             check_val_every_n_epoch=validate_every,
             reload_dataloaders_every_n_epochs=1,
@@ -97,11 +109,14 @@ def trainer(config: DictConfig, run_dir: Path) -> pl.Trainer:
             enable_model_summary=False,
         )
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
+        what = " ".join(str(error).split())
+        raise UsageError(f"trainer: {what}; give what Lightning's Trainer takes") from error
     except pl.utilities.exceptions.MisconfigurationException as error:
         raise UsageError(f"trainer: {' '.join(str(error).split())}; try trainer=auto") from error
-    log.info("training on %s in %s", built.strategy.root_device, built.precision)
-    return built
+
+
+def _shows_progress(config: DictConfig) -> bool:
+    return bool(config.trainer.get("enable_progress_bar", sys.stderr.isatty()))
 
 
 def auto_precision(accelerator: str) -> str:
@@ -122,7 +137,7 @@ def profiler(name: str, run_dir: Path) -> Profiler:
     return PROFILERS[name](dirpath=run_dir / "profile", filename=name)
 
 
-def callbacks(config: DictConfig, run_dir: Path, *, progress_bar: bool) -> list[Callback]:
+def callbacks(config: DictConfig, run_dir: Path) -> list[Callback]:
     """History, checkpoints, early stopping, the watch for collapse, pictures, progress."""
     return [
         CollapseDetector(),
@@ -137,7 +152,7 @@ def callbacks(config: DictConfig, run_dir: Path, *, progress_bar: bool) -> list[
         LastCheckpoint(run_dir / "checkpoints" / "last.ckpt"),
         ResumableEarlyStopping(monitor=SCORE, mode="max", patience=config.patience),
         Pictures(run_dir, settings(PictureConfig, config, "pictures")),
-        ProgressBar() if progress_bar else ProgressLog(),
+        ProgressBar() if _shows_progress(config) else ProgressLog(),
     ]
 
 
@@ -155,7 +170,7 @@ def loggers(config: DictConfig, run_dir: Path) -> list[Logger] | bool:
 def _wandb(config: DictConfig, run_dir: Path) -> ResumableWandbLogger:
     options = plain(config.logger.wandb)
     if options["mode"] not in ("online", "offline", "disabled"):
-        raise UsageError(f"logger.wandb.mode={options['mode']}: online, offline or disabled")
+        raise UsageError(f"logger.wandb.mode={options['mode']}: choose online, offline or disabled")
     tags = [str(config.experiment), f"fold{config.fold}", f"seed{config.seed}", code_state().label]
     return ResumableWandbLogger(
         run_dir / "wandb.json",

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pancreas_mtl.errors import UsageError
-from pancreas_mtl.inference.bundle import load_bundle
+from pancreas_mtl.inference.bundle import Bundle, load_bundle
 from pancreas_mtl.models.network import PARTS, MultitaskUNet
 from pancreas_mtl.types import Plan
 
@@ -52,24 +52,39 @@ def warm_start(network: MultitaskUNet, config: WarmStart, plan: Plan) -> None:
         UsageError: the bundle cannot be read, or nothing of it fits.
     """
     if config.pretrained is not None:
-        bundle = load_bundle(Path(config.pretrained))
+        bundle = fitting_bundle(network, config.pretrained)
         match = load_matching(network, bundle.network.state_dict())
-        if not match.taken:
-            raise UsageError(
-                f"model.pretrained={config.pretrained}: no weight of it fits this network; "
-                "train with plan.bundle of the same folder"
-            )
         _report(match, config.pretrained, bundle.plan, plan)
     for part in config.freeze:
         for parameter in network.parameters_of(part):
             parameter.requires_grad = False
 
 
+def fitting_bundle(network: MultitaskUNet, folder: str) -> Bundle:
+    """The bundle in the folder; the network may be an outline on the device `meta`.
+
+    Raises:
+        UsageError: the bundle cannot be read, or nothing of it fits.
+    """
+    bundle = load_bundle(Path(folder))
+    if not _match(network, bundle.network.state_dict()).taken:
+        raise UsageError(
+            f"model.pretrained={folder}: no weight of it fits this network; "
+            "train with plan.bundle of the same folder"
+        )
+    return bundle
+
+
 def load_matching(network: MultitaskUNet, weights: Mapping[str, Tensor]) -> Match:
     """Take the weights whose name and shape agree."""
+    match = _match(network, weights)
+    network.load_state_dict({name: weights[name] for name in match.taken}, strict=False)
+    return match
+
+
+def _match(network: MultitaskUNet, weights: Mapping[str, Tensor]) -> Match:
     own = network.state_dict()
-    taken = {n: w for n, w in weights.items() if n in own and own[n].shape == w.shape}
-    network.load_state_dict(taken, strict=False)
+    taken = [n for n, w in weights.items() if n in own and own[n].shape == w.shape]
     return Match(
         taken=tuple(taken),
         other_shape=tuple(n for n in weights if n in own and n not in taken),

@@ -1,0 +1,99 @@
+"""What is wrong with a configuration, found before any work is done."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from pancreas_mtl.build.settings import check_type, settings
+from pancreas_mtl.build.training import lightning_trainer, network
+from pancreas_mtl.configuration import did_you_mean, plain
+from pancreas_mtl.data.augment import AugmentConfig
+from pancreas_mtl.data.datamodule import SamplingConfig
+from pancreas_mtl.data.plan import PlanConfig, load_plan
+from pancreas_mtl.errors import UsageError
+from pancreas_mtl.evaluation.task import Task
+from pancreas_mtl.inference.bundle import load_bundle
+from pancreas_mtl.losses.joint import LossConfig
+from pancreas_mtl.metrics.score import selection_score
+from pancreas_mtl.models.classifiers import HEADS
+from pancreas_mtl.models.network import NetworkConfig
+from pancreas_mtl.training.module import OptimizerConfig
+from pancreas_mtl.training.pictures import PictureConfig
+from pancreas_mtl.training.warm_start import WarmStart, fitting_bundle
+from pancreas_mtl.types import Plan
+
+TRAINER_ARGUMENTS = inspect.signature(pl.Trainer).parameters.keys()
+SECTIONS: dict[str, type] = {
+    "augment": AugmentConfig,
+    "loss": LossConfig,
+    "model": NetworkConfig,  # and WarmStart
+    "optimizer": OptimizerConfig,
+    "pictures": PictureConfig,
+    "plan": PlanConfig,
+    "sampling": SamplingConfig,
+    "task": Task,
+}
+
+
+SCALARS: dict[str, Any] = {
+    "seed": int,
+    "patience": int,
+    "validate_every": int,
+    "overfit_cases": int,
+    "workers": int | None,
+    "trainer.max_epochs": int | None,
+    **{f"data.num_{part}": int | None for part in ("train", "validation", "test")},  # phantoms
+}
+"""Of what kind the keys are that no dataclass holds."""
+
+
+def check(config: DictConfig) -> None:
+    """Raise a `UsageError` for a key or value that would fail later, before any work is done."""
+    for key, wanted in SCALARS.items():
+        check_type(key, OmegaConf.select(config, key), wanted)
+    for section, kind in SECTIONS.items():
+        settings(kind, config, section)
+    if config.model.head not in HEADS:
+        raise UsageError(f"model.head={config.model.head}: choose one of {', '.join(HEADS)}")
+    settings(WarmStart, config, "model")
+    selection_score({}, plain(config.task.score))
+    for name in config.trainer.keys() - TRAINER_ARGUMENTS:
+        hint = did_you_mean(name, TRAINER_ARGUMENTS)
+        raise UsageError(f"trainer.{name}: no such argument of Lightning's Trainer{hint}")
+    if config.trainer.accelerator in ("gpu", "cuda") and not _has_gpu():
+        raise UsageError(
+            f"trainer.accelerator={config.trainer.accelerator}: no GPU here; use trainer=auto"
+        )
+    lightning_trainer(config, Path(config.output_dir), logger=False)
+    if config.model.pretrained is not None and not Path(config.model.pretrained).is_dir():
+        raise UsageError(
+            f"model.pretrained={config.model.pretrained}: no such folder; give the bundle/ of a run"
+        )
+    if config.plan.bundle is not None:
+        check_network(config, load_plan(Path(config.plan.bundle) / "plan.json"))
+    elif config.model.pretrained is not None:
+        load_bundle(Path(config.model.pretrained))
+    root, run_dir = Path(config.data.root).resolve(), Path(config.output_dir).resolve()
+    if root.is_relative_to(run_dir):
+        raise UsageError(
+            f"output_dir={config.output_dir} holds the dataset, data.root={config.data.root}: "
+            "give another output_dir"
+        )
+
+
+def check_network(config: DictConfig, plan: Plan) -> None:
+    """Raise a `UsageError` where `model` does not fit the plan; no memory is taken for it."""
+    with torch.device("meta"):
+        outline = network(config, plan)
+    if config.model.pretrained is not None:
+        fitting_bundle(outline, config.model.pretrained)
+
+
+def _has_gpu() -> bool:
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
