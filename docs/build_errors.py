@@ -19,6 +19,8 @@ from pancreas_mtl.data.checks import CHECKS
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "docs" / "errors.md"
 EXIT_CODES = {"UsageError": 2, "CaseError": 1, "LackOfMemoryError": 1, "TrainingError": 1}
+RETURNED: dict[str, int | None] = {"one_line": 2, "geometry_warnings": None}
+"""Functions whose answers are messages."""
 HEAD = """# Messages
 
 Made from the code by `make reference`; a test compares it with the code. A command says
@@ -49,6 +51,21 @@ def messages() -> list[Message]:
     return found
 
 
+def findings() -> dict[str, list[str]]:
+    """What the audit says, by check; where another message is passed on, that one has the words."""
+    found: dict[str, list[str]] = {name: [] for name in CHECKS}
+    for name in ("checks.py", "audit.py"):
+        tree = ast.parse((ROOT / "pancreas_mtl" / "data" / name).read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            parts = node.elts if isinstance(node, ast.Tuple) else []
+            parts = node.args if isinstance(node, ast.Call) else parts
+            if len(parts) > 1 and isinstance(parts[0], ast.Constant) and parts[0].value in CHECKS:
+                text = _text(parts[-1], _assigned(tree))
+                if text not in ("warning", "error") and text.strip("{}") != _name(parts[-1]):
+                    found[parts[0].value].append(text)
+    return found
+
+
 def page() -> str:
     """The content of `docs/errors.md`."""
     parts = [HEAD]
@@ -60,8 +77,13 @@ def page() -> str:
             if message.code == code
         ]
         parts.append("\n".join([f"## {title}\n", "| message | from |", "|---|---|", *rows]) + "\n")
-    checks = [f"| `{name}` | {kind} | {remedy} |" for name, (kind, remedy) in CHECKS.items()]
-    head = ["## Findings of the audit\n", "| check | kind | what to do |", "|---|---|---|"]
+    found = findings()
+    checks = [
+        f"| `{name}` | {kind} | {', '.join(map(_cell, found[name]))} | {remedy} |"
+        for name, (kind, remedy) in CHECKS.items()
+    ]
+    head = ["## Findings of the audit\n", "| check | kind | message | what to do |"]
+    head.append("|---|---|---|---|")
     parts.append("\n".join([*head, *checks]) + "\n")
     return "\n".join(parts)
 
@@ -71,6 +93,7 @@ def _cell(text: str) -> str:
 
 
 def _messages_of(tree: ast.Module, where: str) -> Iterator[Message]:
+    constants = {name: text for name, text in _assigned(tree).items() if name.isupper()}
     helpers = {
         function.name: (function, call)
         for function in ast.walk(tree)
@@ -80,18 +103,35 @@ def _messages_of(tree: ast.Module, where: str) -> Iterator[Message]:
     }
     inside = {id(call) for _, call in helpers.values()}
     for scope, node in _calls(tree):
-        name = _name(node.func)
+        name, known = _name(node.func), constants | _assigned(scope)
         if name in EXIT_CODES and id(node) not in inside and node.args:
-            yield Message(where, EXIT_CODES[name], _text(node.args[0], _assigned(scope)))
+            yield Message(where, EXIT_CODES[name], _text(node.args[0], known))
         elif name in helpers and isinstance(node.func, ast.Name):
             function, call = helpers[name]
             values = dict(zip([a.arg for a in function.args.args], node.args, strict=False))
-            outer = {key: _text(value, _assigned(scope)) for key, value in values.items()}
+            outer = {key: _text(value, known) for key, value in values.items()}
             yield Message(where, EXIT_CODES[_name(call.func)], _text(call.args[0], outer))
         elif name in ("warning", "warn") and node.args:
-            text = re.sub("%(s|d|[.]0f)", "{}", _text(node.args[0], _assigned(scope)))
+            text = re.sub("%(s|d|[.]0f)", "{}", _text(node.args[0], known))
             if text.strip("{}"):
                 yield Message(where, None, text)
+    yield from _messages_without_error(tree, where)
+
+
+def _messages_without_error(tree: ast.Module, where: str) -> Iterator[Message]:
+    """Those that a function returns, or that are noted as the error of a case."""
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        known = _assigned(function)
+        for node in ast.walk(function):
+            if isinstance(node, ast.Assign) and _is_text(node.value):
+                if isinstance(node.targets[0], ast.Attribute) and _name(node.targets[0]) == "error":
+                    yield Message(where, 1, _text(node.value, known))
+            elif isinstance(node, ast.Return) and node.value and function.name in RETURNED:
+                values = node.value.elts if isinstance(node.value, ast.List) else [node.value]
+                for value in filter(_is_text, values):
+                    yield Message(where, RETURNED[function.name], _text(value, known))
 
 
 def _returned_error(function: ast.FunctionDef) -> ast.Call | None:

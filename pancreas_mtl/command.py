@@ -51,12 +51,12 @@ def command(
             if {"--help", "-h"}.intersection(sys.argv[1:]):
                 print(help_text(config_name, main.__doc__ or "", sys.argv[1:]))
                 return
-            _refuse_dashes(sys.argv[1:], config_name)
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands us its exceptions
             errors: list[Exception] = []
             try:
+                _refuse_dashes(sys.argv[1:], config_name)
                 _hydra_app(main, config_name, errors)()
-            except (HydraException, OmegaConfBaseException, CaseError) as error:
+            except (HydraException, OmegaConfBaseException, CaseError, UsageError) as error:
                 errors.append(error)
             except Exception as error:  # of a launcher
                 errors.append(_defect(error))
@@ -169,8 +169,7 @@ def _refuse_dashes(arguments: Sequence[str], config_name: str) -> None:
         key, has_value, value = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and key.replace("-", "_") in known_keys(config_name):
             given = f"{key.replace('-', '_')}={value if has_value else 'VALUE'}"
-            _say(f"{argument}: keys are given as {given}, without dashes")
-            sys.exit(EXIT_USAGE)
+            raise UsageError(f"{argument}: keys are given as {given}, without dashes")
 
 
 def _suggestion(key: str, known: Iterable[str]) -> str:

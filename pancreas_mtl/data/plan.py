@@ -82,7 +82,7 @@ def make_plan(fingerprint: Fingerprint, config: PlanConfig) -> Plan:
         if topology.patch_size != tuple(config.patch_size):
             raise UsageError(
                 f"plan.patch_size={list(config.patch_size)} is not divisible by the strides "
-                f"{list(topology.divisor)}: the next larger size is {list(topology.patch_size)}"
+                f"{list(topology.divisor)}: use the next larger size, {list(topology.patch_size)}"
             )
     channels = _channels(len(topology.strides), config)
     dataset_vox = float(np.prod(median)) * len(resampled)
@@ -218,12 +218,14 @@ def load_plan(path: Path) -> Plan:
         bad = out_of_bounds(plan)
     except FileNotFoundError:
         raise UsageError(
-            f"{path}: not found; a bundle holds model.safetensors, plan.json, config.yaml"
+            f"{path}: not found; give a folder that holds it, such as the bundle/ of a run"
         ) from None
     except UNREADABLE as error:
         raise UsageError(f"{path}: not a plan ({reason(error)}); restore it from the run") from None
     if schema != SCHEMA:
-        raise UsageError(f"{path}: plan schema {schema!r}, this version reads {SCHEMA}")
+        raise UsageError(
+            f"{path}: plan schema {schema!r}, this version reads {SCHEMA}; make it again"
+        )
     if bad is not None:
         raise UsageError(f"{path}: {bad}; restore it, or mend the value")
     return plan

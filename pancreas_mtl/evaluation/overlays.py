@@ -66,7 +66,9 @@ def _draw(overlay: Overlay) -> None:
     reference = read_mask(overlay.reference)
     image = read_image(overlay.image, warn=log.warning)
     if problem := grid_difference(image.source, reference.source):
-        raise CaseError(f"{overlay.image} is not on the grid of its masks ({problem})")
+        raise CaseError(
+            f"{overlay.image} is not on the grid of its masks ({problem}): predict it again"
+        )
     labels = read_mask(overlay.prediction, grid=image.source).array
     figure = mosaic(
         image.array, labels, image.spacing_mm, reference=reference.array, title=overlay.title

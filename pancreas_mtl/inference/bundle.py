@@ -206,6 +206,6 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise UsageError(f"{path}: not found; is this a bundle?") from None
+        raise UsageError(f"{path}: not found; give a whole bundle") from None
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{path}: damaged ({reason(error)}); restore it from the run") from None

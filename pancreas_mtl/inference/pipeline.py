@@ -189,7 +189,7 @@ class _Job:
                 self.error = f"{self.source.path}: memory ran out during {name}: {remedy}"
             else:
                 log.exception("%s: defect during %s", self.source.name, name)
-                self.error = f"{self.source.path}: defect during {name}: {error!r}"
+                self.error = f"{self.source.path}: defect during {name}: {error!r}; see the log"
         finally:
             self.seconds[name] = round(time.perf_counter() - start_s, 4)
         return None

@@ -100,7 +100,9 @@ def run_inference(folder: Path, dataset_dir: Path, output_dir: Path) -> None:
     if result.returncode:
         causes = re.findall(r"^\w[\w.]*(?:Error|Exception)\b.*", result.stderr, re.MULTILINE)
         cause = causes[0] if causes else result.stderr.strip()[-200:]
-        raise CaseError(f"the exported bundle does not run ({' '.join(cause.split())})")
+        raise CaseError(
+            f"the exported bundle does not run ({' '.join(cause.split())}): try another monai"
+        )
 
 
 def _check(bundle: Bundle, folder: Path) -> dict[str, Any]:

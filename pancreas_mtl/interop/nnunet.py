@@ -38,6 +38,8 @@ ALLOWED: list[Any] = [
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")),
 ]
+OTHER = "give another checkpoint, or train it again"
+SAME_MODEL = "give plans.json and checkpoint of one model"
 
 
 def import_nnunet(
@@ -72,7 +74,7 @@ def import_nnunet(
             "epochs": int(content["current_epoch"]),
         }
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UsageError(f"{path}: not a checkpoint of nnU-Net v2 ({error!r})") from None
+        raise UsageError(f"{path}: not a checkpoint of nnU-Net v2 ({error!r}): {OTHER}") from None
     found = read_plan(model_folder, str(origin["configuration"]))
     config = {
         "model": {**asdict(MODEL), "stages": list(MODEL.stages)},
@@ -101,12 +103,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         reason = str(error).partition("WeightsUnpickler error:")[2] or str(error)
         reason = " ".join(reason.split(". ")[0].split())
         raise UsageError(
-            f"{path}: refused: it is damaged, or holds more than numbers and plain data ({reason})"
+            f"{path}: refused: it is damaged, or holds more than numbers and plain data "
+            f"({reason}); {OTHER}"
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise UsageError(f"{path}: damaged ({' '.join(str(error).split())[:200]})") from None
+        raise UsageError(
+            f"{path}: damaged ({' '.join(str(error).split())[:200]}): {OTHER}"
+        ) from None
     if not isinstance(content, dict):
-        raise UsageError(f"{path}: not a checkpoint of nnU-Net v2 (no dictionary)")
+        raise UsageError(f"{path}: not a checkpoint of nnU-Net v2 (no dictionary): {OTHER}")
     return content
 
 
@@ -123,12 +128,14 @@ def convert_weights(
     converted = {}
     for ours, name in weight_names(len(found.plan.channels)):
         if name not in theirs:
-            raise UsageError(f"{source}: weight {name} is missing; is plans.json another model's?")
+            raise UsageError(f"{source}: weight {name} is missing; {SAME_MODEL}")
         turned = _in_image_order(theirs.pop(name), found.transpose_forward)
         converted[ours] = _embed(turned, wanted[ours], name, source)
     left = [name for name in theirs if not name.endswith(".conv.bias")]
     if left:
-        raise UsageError(f"{source}: weight {left[0]} has no place in a plain U-Net of this plan")
+        raise UsageError(
+            f"{source}: weight {left[0]} has no place in a plain U-Net of this plan; {SAME_MODEL}"
+        )
     return converted
 
 
@@ -177,7 +184,7 @@ def _embed(tensor: Tensor, wanted: Tensor, name: str, source: Path) -> Tensor:
     if tensor.ndim != wanted.ndim or not centred or (any(missing) and not in_decoder):
         raise UsageError(
             f"{source}: weight {name} has shape {tuple(tensor.shape)}, and plans.json asks for "
-            f"{tuple(wanted.shape)}; is it another model's?"
+            f"{tuple(wanted.shape)}; {SAME_MODEL}"
         )
     margins = [side for m in reversed(missing[2:]) for side in (m // 2, m // 2)]
     return F.pad(tensor.float(), margins) if any(margins) else tensor.float()

@@ -56,7 +56,7 @@ def read_plan(model_folder: Path, configuration: str) -> NnunetPlan:
             "nnU-Net trained into"
         ) from None
     if bad := out_of_bounds(found.plan):
-        raise UsageError(f"{path}: {bad}")
+        raise UsageError(f"{path}: {bad}; plan again with nnU-Net's default planner")
     return found
 
 
@@ -69,7 +69,7 @@ def _read_json(path: Path) -> Any:
             "fold_0, such as nnUNetTrainer__nnUNetPlans__3d_fullres"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not readable as JSON ({error})") from None
+        raise UsageError(f"{path}: not readable as JSON ({error}); copy it again") from None
 
 
 def _check_dataset(dataset: Mapping[str, Any], path: Path) -> None:
