@@ -52,7 +52,8 @@ fuzz: $(STAMP)  ## fuzz every reader of files for SECONDS each, 60 unless given
 AUDIT := .venv-audit/bin
 $(AUDIT)/pip-audit:
 	$(PYTHON) -m venv .venv-audit
-	$(AUDIT)/python -m pip install --quiet --disable-pip-version-check pip-audit pip-licenses
+	$(AUDIT)/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt pip-audit pip-licenses
 
 advisories: $(AUDIT)/pip-audit  ## known vulnerabilities of the pinned packages; fails if PyPI is not reached
 	$(AUDIT)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip

@@ -23,6 +23,7 @@ losses, bundle; then bundle and CT, windows, scores, the scanner's grid, mask an
 evaluation, report.
 """
 
+import os
 import sys
 from typing import Any
 
@@ -30,6 +31,8 @@ __all__ = ["Predictor"]
 
 # OpenVINO reports its use to its makers where this package is found; so here it is not found.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+# Ray, which hydra/launcher=ray starts, reports it unless this says otherwise.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
 def __getattr__(name: str) -> Any:

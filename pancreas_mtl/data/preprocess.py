@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -38,10 +39,13 @@ from pancreas_mtl.types import (
     Volume,
 )
 
+log = logging.getLogger(__name__)
+
 FORMAT = 2
 COORDINATES_PER_LABEL = 500
 IMAGE_ORDER = 3
 MAX_VOX = 2**30  # of one image at the plan's spacing
+LISTED = 3  # cases that the message names; the log names all
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def preprocess(
     Entries that are there and whole are kept, so an interrupted run goes on where it stopped.
 
     Raises:
-        CaseError: a case cannot be used; the others have been written.
+        CaseError: cases cannot be used; the others have been written.
         UsageError: the cache folder cannot be written.
     """
     make_folder(cache_dir, "paths.cache")
@@ -100,15 +104,19 @@ def preprocess(
     found = map_in_processes(look, cases, workers=1, label="look into the cache")
     done = {case.name: entry for case, entry in found if isinstance(entry, CacheEntry)}
     missing = [case for case in cases if case.name not in done]
-    failures: list[Exception] = []
+    failures: list[str] = []
     for case, result in map_in_processes(one, missing, workers=workers, label="preprocess"):
         if isinstance(result, Exception):
-            failures.append(result)
+            failures.append(f"{case.name}: {result}")
+            log.error("preprocess: %s", failures[-1])
         else:
             done[case.name] = result
     if failures:
-        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-        raise CaseError(f"{failures[0]}{more}")
+        more = f"; {len(failures) - LISTED} more are in the log" if failures[LISTED:] else ""
+        raise CaseError(
+            f"{len(failures)} of {len(cases)} cases cannot be used: "
+            f"{'; '.join(failures[:LISTED])}{more}. Mend them, or leave them out"
+        )
     return [done[case.name] for case in cases]
 
 

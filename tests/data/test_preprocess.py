@@ -94,6 +94,17 @@ def test_the_look_into_the_cache_tells_how_far_it_is(case, plan, tmp_path, caplo
     assert "look into the cache: 1 of 3, about" in caplog.text
 
 
+def test_every_bad_case_is_named_or_in_the_log(case, plan, tmp_path, caplog):
+    bad = [Case(f"bad{n}", tmp_path / f"absent{n}.nii.gz", None, None) for n in range(5)]
+    message = (
+        r"^5 of 6 cases cannot be used: bad0: .*absent0.*; bad1: .*; bad2: .*; 2 more are in the "
+        r"log\. Mend them, or leave them out$"
+    )
+    with pytest.raises(CaseError, match=message):
+        preprocess([case, *bad], plan, tmp_path / "cache", workers=1)
+    assert all(f"preprocess: bad{n}: " in caplog.text for n in range(5))
+
+
 def test_nothing_half_written_is_left(case, plan, tmp_path):
     cache = tmp_path / "cache"
     preprocess([case], plan, cache, workers=1)

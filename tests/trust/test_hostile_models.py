@@ -172,6 +172,7 @@ def test_the_config_of_a_run_is_read_as_that_of_a_bundle(tmp_path, data):
         (folder / "config.yaml").write_bytes(data)
     with pytest.raises(UsageError, match=r"config\.yaml: (not readable|names no dataset)"):
         read_run_references([tmp_path])
+    (tmp_path / "metrics.csv").write_text("epoch,train/loss\n0,1\n1,0.5\n")
     if b"*" in data:
         with pytest.raises(UsageError, match=r"config\.yaml: not readable as plain YAML"):
             write_report([tmp_path], tmp_path / "report")

@@ -1,5 +1,6 @@
 """Nothing goes out, nothing comes in, and what is installed is pinned and may be used."""
 
+import os
 import re
 import socket
 import subprocess
@@ -51,6 +52,27 @@ def test_openvino_finds_no_telemetry():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "openvino.tools.ovc.telemetry_stub"
+
+
+@pytest.mark.parametrize("said", [None, "1"])
+def test_ray_is_told_to_report_nothing_unless_its_user_says_so(said):
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_USAGE_STATS_ENABLED"}
+    environment |= {} if said is None else {"RAY_USAGE_STATS_ENABLED": said}
+    code = "import os, pancreas_mtl; print(os.environ['RAY_USAGE_STATS_ENABLED'])"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == (said or "0")
+
+
+def test_the_tools_that_look_after_packages_are_pinned():
+    names = {normal(line.split("==")[0]) for line in pinned()}
+    assert {"pip-audit", "pip-licenses"} <= names
+    install = re.search(
+        r"pip install(.|\n)*?pip-audit pip-licenses", (ROOT / "Makefile").read_text()
+    )
+    assert "-c constraints.txt" in install[0].splitlines()[-1]
 
 
 def test_no_code_downloads():
