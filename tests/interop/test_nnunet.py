@@ -158,7 +158,7 @@ REFUSED = {
         {f"{NETWORK}arch_kwargs__features_per_stage": [10**9] * 3},
         r"channels=.*out of bounds",
     ),
-    "width": ({f"{NETWORK}arch_kwargs__features_per_stage": [4, 6, 10]}, "another model's"),
+    "width": ({f"{NETWORK}arch_kwargs__features_per_stage": [4, 6, 10]}, "checkpoint of one model"),
     "depth": (
         {
             f"{NETWORK}arch_kwargs__features_per_stage": [4, 6],
