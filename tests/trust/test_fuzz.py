@@ -1,6 +1,9 @@
 """Fuzzing in the suite: bytes near those of good files, and bytes of any kind."""
 
+import signal
+import time
 import tracemalloc
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,6 +13,7 @@ from trust.fuzz import SEEDS, TARGETS
 pytestmark = pytest.mark.slow
 
 MOST_BYTES = 2**26
+MOST_S = 30.0  # for one input; reading one takes milliseconds
 EXAMPLES = {"config": 40, "weights": 40, "dataset": 60, "journal": 60}
 
 
@@ -39,6 +43,22 @@ PIECES = [b"\0" * 8, b"\xff" * 8, b"1e999", b"NaN", b"-1", b"[", b"{", b'"', b"\
           b"=1+1"]  # fmt: skip
 
 
+@contextmanager
+def at_most(seconds):
+    """Fail, as a defect would, where the block takes longer."""
+
+    def hangs(signum, frame):
+        raise AssertionError(f"an input takes more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, hangs)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 @pytest.mark.parametrize("name", TARGETS)
 def test_no_bytes_do_worse_than_one_line(name):
     strategy = st.one_of(mutated(SEEDS[name]), st.binary(max_size=600))
@@ -51,7 +71,8 @@ def test_no_bytes_do_worse_than_one_line(name):
     )
     @given(strategy)
     def run(data):
-        TARGETS[name](data)
+        with at_most(MOST_S):
+            TARGETS[name](data)
 
     tracemalloc.start()
     try:
@@ -65,4 +86,11 @@ def test_a_fuzzer_would_notice(monkeypatch):
     """A reader that fails in another way than by one line fails the test above."""
     monkeypatch.setattr("trust.fuzz.load_plan", lambda path: 1 / 0)
     with pytest.raises(ZeroDivisionError, match="division"):
+        test_no_bytes_do_worse_than_one_line("plan")
+
+
+def test_a_fuzzer_would_notice_a_hang(monkeypatch):
+    monkeypatch.setitem(globals(), "MOST_S", 0.05)
+    monkeypatch.setattr("trust.fuzz.load_plan", lambda path: time.sleep(1))
+    with pytest.raises(AssertionError, match=r"an input takes more than 0.05 s"):
         test_no_bytes_do_worse_than_one_line("plan")

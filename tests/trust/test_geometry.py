@@ -185,6 +185,10 @@ def test_a_number_is_worth_its_scaled_value_in_every_type(predictor, tmp_path, d
     bright = (stored.astype(float) * factor + offset).clip(-100, 250) > 60 + 2 * 50
     mask = answer(predictor, path, tmp_path / "out")
     np.testing.assert_array_equal(np.asarray(mask.dataobj) == 2, bright)
+    for field in GEOMETRY:
+        np.testing.assert_array_equal(mask.header[field], image.header[field], err_msg=field)
+    assert mask.get_data_dtype() == np.uint8
+    assert mask.dataobj.slope == 1
 
 
 def test_the_command_says_the_same_as_the_pipeline(model, tmp_path):

@@ -9,13 +9,17 @@ import json
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from commands import call
+from hydra import compose, initialize_config_dir
 from trust.faults import MODEL, PLAN, content, ct, predict, save_ct
 
+from pancreas_mtl import build
 from pancreas_mtl.data.files import claimed, make_folder
 from pancreas_mtl.data.phantom import write_dataset
 from pancreas_mtl.data.preprocess import preprocess
@@ -119,6 +123,27 @@ def test_preprocessing(cases, tmp_path):
         tmp_path, lambda folder: preprocess(cases, PLAN, folder, workers=1), most=9
     )
     assert kills == 8  # two files for each of two cases
+
+
+def test_preparing_a_training(tiny_quiz, tmp_path):
+    """Its own audit, plan and preprocessing."""
+    conf = str(Path(__file__).resolve().parents[2] / "conf")
+    keys = ["data=quiz", f"data.root={tiny_quiz}", "plan=small", "plan.base_channels=4"]
+    keys += ["plan.patch_size=[8,16,16]", "workers=1", f"output_dir={tmp_path / 'run'}"]
+    with initialize_config_dir(conf, version_base="1.3"):
+        config = compose("train", overrides=keys)
+    dataset = build.dataset(config)
+    few = replace(dataset.split, train=dataset.split.train[:1], validation=())
+    names = dataset.split.train[:3]
+    dataset = replace(dataset, split=few, cases={name: dataset.cases[name] for name in names})
+
+    def prepare(folder):
+        config.paths.cache = str(folder / "cache")
+        build.prepare(config, dataset, make_folder(folder / "run"))
+
+    kills = check_every_kill(tmp_path, prepare, most=9)
+    assert kills == 10  # splits, audit, plan, and two files of a case
+    assert (tmp_path / "calm" / "run" / "audit.json").exists()
 
 
 def test_saving_a_bundle(tmp_path):

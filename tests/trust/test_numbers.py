@@ -4,14 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 import yaml
+from torch.utils.data import DataLoader
 from trust.faults import PLAN, ct, save_ct
 
 from pancreas_mtl.data.augment import Augment, AugmentConfig
 from pancreas_mtl.data.preprocess import preprocess
 from pancreas_mtl.losses.joint import LossConfig, joint_loss
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
+from pancreas_mtl.training.module import MultitaskModule, OptimizerConfig
 from pancreas_mtl.types import UNKNOWN, Batch, Case, Label
 
 pytestmark = pytest.mark.slow
@@ -92,6 +95,43 @@ def test_loss_and_gradients_are_finite(network, kind, precision):
     for name, parameter in network.named_parameters():
         if parameter.grad is not None and precision != "bf16":  # see below
             assert torch.isfinite(parameter.grad).all(), name
+
+
+class Losses(pl.Callback):
+    def __init__(self):
+        self.found = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.found.append(outputs["loss"].item())
+
+
+def test_a_training_in_bf16_survives_all_of_them(tmp_path):
+    """Through the trainer: one step after the other, so weights that one spoils spoil the next."""
+    torch.manual_seed(0)
+    module = MultitaskModule(
+        MultitaskUNet(PLAN, NetworkConfig(stages=(0, 1), dropout=0.0)),
+        plan=PLAN,
+        augment=lambda batch: batch,
+        loss=LossConfig(),
+        optimizer=OptimizerConfig(warmup_steps=1),
+        score_weights={"whole_pancreas_dsc": 1.0},
+    )
+    losses = Losses()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        precision="bf16-mixed",
+        max_epochs=2,
+        callbacks=[losses],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, DataLoader(list(BATCHES.values()), batch_size=None))
+    assert len(losses.found) == 2 * len(BATCHES)
+    assert np.isfinite(losses.found).all()
+    assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
 
 
 # On some CPUs, gradients of bf16 convolutions on tiny feature maps are at random not finite; the
