@@ -166,6 +166,18 @@ def test_the_good_ones_among_them_are_predicted_as_if_alone(spoiled, model, tmp_
         assert files[name] == expected[name]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BAD, ids=ascii)
+def test_each_of_them_ends_the_command_with_its_message_and_exit_code_1(model, tmp_path, name):
+    save_ct(tmp_path / "in" / "good.nii.gz")
+    (tmp_path / "in" / name).write_bytes(BAD[name][0])
+    predicted = predict(model, tmp_path / "in", tmp_path / "out")
+    assert predicted.finished.code == 1
+    assert BAD[name][1] in predicted.finished.last_line
+    assert "Traceback" not in predicted.finished.stderr
+    assert list(predicted.cases) == ["good"]
+
+
 def test_a_terminal_never_sees_what_it_would_obey(spoiled):
     assert "\x1b" not in spoiled.finished.last_line
 

@@ -1,5 +1,7 @@
 """A full disk at every kind of write: one line, nothing half-written, and the next run finishes."""
 
+import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -8,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import call
+from trainings import OVERRIDES
 from trust.faults import MODEL, PLAN, content, ct, largest_file, predict, save_ct
 
 from pancreas_mtl.data.audit import audit_cases
@@ -188,6 +192,28 @@ def test_a_prediction_that_met_a_full_disk_goes_on_and_equals_an_undisturbed_one
     assert again.finished.code == 0, again.finished.stderr
     calm = predict(model, tmp_path / "in", tmp_path / "calm")
     assert unlike_time(again) == unlike_time(calm)
+
+
+@pytest.mark.parametrize("what", ["npy", "ckpt"])
+def test_a_training_that_met_a_full_disk_goes_on(tiny_quiz, tmp_path, what):
+    run, places = tmp_path / "run", [f"data.root={tiny_quiz}", f"paths.outputs={tmp_path}"]
+    if what == "ckpt":  # so the cache is there, and the checkpoint is the first large file
+        prepared = [f"output_dir={tmp_path / 'prepared'}", "workers=1", *OVERRIDES[:5]]
+        assert call("pancreas_mtl.preprocess", *places, *prepared).code == 0
+    keys = [*OVERRIDES, *places, "trainer.max_epochs=1", f"output_dir={run}"]
+    with largest_file(50_000):
+        disturbed = call("train", *keys)
+    assert disturbed.code == 1
+    message = rf"\.{what} cannot be written \(.*\): free space there, or write elsewhere"
+    assert re.search(message, disturbed.last_line), disturbed.last_line
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "failed"
+    assert re.search(message, record["error"])
+    assert not list(tmp_path.rglob(".*.tmp"))
+    if what == "ckpt":
+        again = call("train", *keys, "resume=true")
+        assert again.code == 0, again.stderr
+        assert (run / "bundle" / "model.safetensors").exists()
 
 
 def unlike_time(predicted):
