@@ -155,7 +155,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(target.parent)
         with atomic_path(target) as temporary, temporary.open("wb") as file:
-            torch.save(checkpoint, file)
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # of torch's writer, in the place of the file's own
+                raise OSError(error.__context__ or error) from error
 
 
 def _any_rank(trainer: pl.Trainer, mine: bool) -> bool:
