@@ -14,10 +14,6 @@ from rich.console import Console
 from pancreas_mtl.command import command
 from pancreas_mtl.configuration import did_you_mean, known_keys, plain
 from pancreas_mtl.errors import UsageError
-from pancreas_mtl.search.results import best_command, results_table
-from pancreas_mtl.search.space import read_space
-from pancreas_mtl.search.study import SweepConfig, open_study
-from pancreas_mtl.search.trials import run_sweep
 
 OWN = ("sweep", "output_dir", "resume", "overwrite")  # not handed on to the trainings
 
@@ -25,6 +21,15 @@ OWN = ("sweep", "output_dir", "resume", "overwrite")  # not handed on to the tra
 @command("sweep")
 def main(config: DictConfig) -> None:
     """Train with values from a space, prune what lags behind, and say what was best."""
+    try:
+        from pancreas_mtl.search.results import best_command, results_table
+        from pancreas_mtl.search.space import read_space
+        from pancreas_mtl.search.study import SweepConfig, open_study
+        from pancreas_mtl.search.trials import run_sweep
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"{error.name} is not installed; pip install 'pancreas-mtl[sweep]'"
+        ) from None
     if config.overwrite:
         raise UsageError("overwrite=true: a study is not overwritten; give another output_dir")
     sweep = SweepConfig(**plain(config.sweep))

@@ -151,7 +151,7 @@ def write_series():
 
     `edit(index, dataset)` changes a slice before it is written, or drops it by returning False.
     """
-    pytest.importorskip("pydicom", reason="the extra dicom is not installed")
+    pytest.importorskip("pydicom", reason="needs the extra dicom")
 
     def write(
         folder, edit=lambda index, dataset: None, *, axes=AXIAL, uid="1.2.3.4", slices=SLICES

@@ -3,6 +3,7 @@
 import csv
 import json
 import signal
+from importlib.util import find_spec
 
 import pytest
 
@@ -44,7 +45,8 @@ def test_an_epoch_has_as_many_steps_of_as_many_patches_per_rank(trainings):
 def test_only_the_first_rank_writes(trainings):
     folder, _ = trainings
     assert files(folder / "together") == files(folder / "alone")
-    assert len(list((folder / "together").rglob("events.out*"))) == 1
+    events = list((folder / "together").rglob("events.out*"))
+    assert len(events) == bool(find_spec("tensorboard"))
     lines = (folder / "together" / "train.log").read_text().splitlines()
     assert len(lines) == len(set(lines))
     record = json.loads((folder / "together" / "run.json").read_text())

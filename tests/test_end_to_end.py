@@ -12,7 +12,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 from evaluation import browser
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb_file import read_runs
 
 from pancreas_mtl.data.images import read_image, read_mask
@@ -211,6 +210,7 @@ def test_resuming_goes_on_where_it_stopped(tiny_quiz, tmp_path):
 @pytest.fixture(scope="module")
 def watched(tiny_quiz, tmp_path_factory):
     """A run that both wandb and TensorBoard watch, with pictures in every epoch."""
+    pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
     output_dir = tmp_path_factory.mktemp("watched") / "run"
     both = ["logger=wandb", "logger.wandb.mode=offline", "logger.tensorboard=true"]
     often = ["trainer.log_every_n_steps=1", "pictures.every=1", "pictures.cases=1"]
@@ -258,6 +258,8 @@ def test_wandb_gets_what_the_dashboards_name(watched):
 
 
 def test_tensorboard_gets_the_same(watched):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     board = EventAccumulator(str(watched / "tensorboard"), size_guidance={"images": 0})
     board.Reload()
     assert set(board.Tags()["scalars"]) >= CURVES | RESULTS
@@ -275,6 +277,9 @@ ONLY_IN_FP16 = {"train/loss_scale"}
 
 def logged_names(run_dir):
     """The names of values, pictures and tables in both loggers, without those of wandb's own."""
+    pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     (run,) = read_runs(run_dir / "wandb")
     names = {name for row in (run.summary, *run.history) for name in row if name[0] != "_"}
     media = {name.removesuffix("/path") for name in names if name.endswith("/path")}

@@ -8,7 +8,6 @@ from collections import Counter
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pancreas_mtl.interruption import EXIT_CODE, Interrupted, interruptible, note_signals
 
@@ -97,6 +96,9 @@ def test_weights_optimiser_and_history_end_the_same_bit_for_bit(runs):
 
 @pytest.mark.slow
 def test_no_step_is_logged_twice_and_none_lost_but_those_of_a_checkpoint(runs):
+    pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     folder, result = runs
     gone_on_from = {
         attempt["steps"][0][0] - 1 for attempt in result["attempts"] if attempt["steps"]

@@ -83,7 +83,7 @@ def launcher():
 
 
 def test_the_configuration_for_slurm_becomes_a_batch_script(launcher, tmp_path, monkeypatch):
-    submitit = pytest.importorskip("submitit")
+    submitit = pytest.importorskip("submitit", reason="needs the extra slurm")
     written = []
 
     def submit(executor, *arguments):
@@ -117,6 +117,7 @@ def test_launchers_name_what_their_plugin_takes(name, launcher):
 
 @pytest.mark.slow
 def test_a_job_that_is_preempted_is_queued_again_and_goes_on_as_the_same_run(box_quiz, tmp_path):
+    pytest.importorskip("submitit", reason="needs the extra slurm")
     arguments = ["fold=0,9", "logger=wandb", "logger.wandb.mode=offline"]
     arguments.append("trainer.log_every_n_steps=1")
     log = tmp_path / "log"
@@ -165,8 +166,7 @@ def _wait_for_run(folder, process):
 
 @pytest.mark.slow
 def test_jobs_run_on_a_local_ray_cluster(box_quiz, tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_ray_launcher")
-    pytest.importorskip("ray")
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="needs the extra ray")
     remote = "hydra.launcher.ray.remote"
     arguments = ["fold=0,9", "trainer.max_epochs=1", f"{remote}.num_cpus=1", f"{remote}.num_gpus=0"]
     done = subprocess.run(

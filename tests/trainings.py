@@ -16,6 +16,7 @@ import struct
 import sys
 import time
 import traceback
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ NAMES = (
 STEP = struct.Struct("qdd")  # number, loss, and the sum of the weights before it
 EPOCHS, STEPS_PER_EPOCH = 4, 4
 KILLS = [signal.SIGKILL] * 10 + [signal.SIGTERM, signal.SIGUSR1]
+TENSORBOARD = ["logger=tensorboard"] if find_spec("tensorboard") else []
 OVERRIDES = [
     "data=quiz",
     "plan=small",
@@ -132,7 +134,7 @@ class Trainings:
 
     def calm(self) -> dict:
         """Nobody disturbs it."""
-        return watch(self.start("calm", "logger=tensorboard"))
+        return watch(self.start("calm", *TENSORBOARD))
 
     def disturbed(self) -> dict:
         """The same, killed and interrupted at random moments; then left alone.
@@ -144,7 +146,7 @@ class Trainings:
         attempts: list[dict] = []
         begin_s, moment_s, onwards = time.monotonic(), 0.0, "overwrite=true"
         while signals:
-            process = self.start("disturbed", "logger=tensorboard", onwards)
+            process = self.start("disturbed", *TENSORBOARD, onwards)
             steps, delay_s = rng.randint(1, STEPS_PER_EPOCH), rng.random() * moment_s
             attempt = watch(process, steps=steps, delay_s=delay_s, signum=signals[-1])
             attempts.append({**attempt, "anew": onwards == "overwrite=true"})
@@ -152,7 +154,7 @@ class Trainings:
             if attempt["code"]:
                 signals.pop()
             moment_s = (time.monotonic() - begin_s) / 20 / len(attempts)  # a step or so
-        last = watch(self.start("disturbed", "logger=tensorboard", onwards))
+        last = watch(self.start("disturbed", *TENSORBOARD, onwards))
         attempts.append({**last, "anew": onwards == "overwrite=true"})
         return {"attempts": attempts}
 
@@ -203,7 +205,7 @@ class Trainings:
 
     def nothing_learned(self) -> list[str]:
         rates = ["optimizer.lr=0", "optimizer.head_lr=0"]
-        return [*rates, "trainer.max_epochs=1", "logger=tensorboard"]
+        return [*rates, "trainer.max_epochs=1", *TENSORBOARD]
 
     def ranks(self, name: str, *more: str) -> list[Process]:
         """Two processes as torchrun starts them."""

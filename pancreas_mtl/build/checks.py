@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,11 @@ def check(config: DictConfig) -> None:
     if config.trainer.accelerator in ("gpu", "cuda") and not _has_gpu():
         raise UsageError(
             f"trainer.accelerator={config.trainer.accelerator}: no GPU here; use trainer=auto"
+        )
+    if config.logger.tensorboard and find_spec("tensorboard") is None:
+        raise UsageError(
+            "logger.tensorboard=true: tensorboard is not installed; "
+            "pip install 'pancreas-mtl[tensorboard]'"
         )
     lightning_trainer(config, Path(config.output_dir), logger=False)
     if config.model.pretrained is not None and not Path(config.model.pretrained).is_dir():

@@ -82,7 +82,7 @@ def test_cuda_agrees_with_the_cpu(plan, precision):
 
 
 def openvino_engine(network, plan, **settings):
-    pytest.importorskip("openvino")
+    pytest.importorskip("openvino", reason="needs the extra openvino")
     return make_engine("openvino", network, plan, device="cpu", **settings)
 
 
@@ -99,7 +99,7 @@ def test_openvino_agrees_with_torch_at_any_size(plan, head):
 
 @pytest.mark.slow
 def test_openvino_in_bf16_agrees_or_is_refused(plan):
-    pytest.importorskip("openvino")
+    pytest.importorskip("openvino", reason="needs the extra openvino")
     from pancreas_mtl.inference.engines.openvino_engine import core
 
     native = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -140,7 +140,7 @@ signal.raise_signal(signal.SIGTERM)
 
 @pytest.mark.slow
 def test_a_signal_after_engines_that_are_gone_is_heard(bundle):
-    pytest.importorskip("openvino")
+    pytest.importorskip("openvino", reason="needs the extra openvino")
     command = [sys.executable, "-c", TWO_ENGINES, bundle]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr[-2000:]
@@ -171,7 +171,7 @@ def test_openvino_says_nothing_to_anyone(plan, monkeypatch, tmp_path):
     ],
 )
 def test_openvino_bad_choices(plan, settings, message):
-    pytest.importorskip("openvino")
+    pytest.importorskip("openvino", reason="needs the extra openvino")
     with pytest.raises(UsageError, match=message):
         make_engine("openvino", random_network(plan, "none"), plan, **settings)
 

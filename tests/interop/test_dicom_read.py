@@ -4,10 +4,12 @@ import pytest
 from pancreas_mtl.data.images import to_source
 from pancreas_mtl.errors import CaseError
 
-highdicom = pytest.importorskip("highdicom", reason="needs the extra dicom")
-pydicom = pytest.importorskip("pydicom", reason="needs the extra dicom")
-dicom_read = pytest.importorskip("pancreas_mtl.interop.dicom_read", reason="needs the extra dicom")
-find_series = pytest.importorskip("pancreas_mtl.interop.dicom_series").find_series
+pytest.importorskip("highdicom", reason="needs the extra dicom")
+import highdicom
+import pydicom
+
+from pancreas_mtl.interop import dicom_read
+from pancreas_mtl.interop.dicom_series import find_series
 
 R, A, S = (-1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0)  # directions in LPS
 L, P, I = (tuple(-x for x in axis) for axis in (R, A, S))  # noqa: E741

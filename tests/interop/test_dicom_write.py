@@ -12,10 +12,12 @@ from pancreas_mtl.inference.writer import close_output, open_output, run_facts
 from pancreas_mtl.interop.sources import find_sources
 from pancreas_mtl.types import CasePrediction
 
-highdicom = pytest.importorskip("highdicom", reason="needs the extra dicom")
-pydicom = pytest.importorskip("pydicom", reason="needs the extra dicom")
-dicom_read = pytest.importorskip("pancreas_mtl.interop.dicom_read", reason="needs the extra dicom")
-find_series = pytest.importorskip("pancreas_mtl.interop.dicom_series").find_series
+pytest.importorskip("highdicom", reason="needs the extra dicom")
+import highdicom
+import pydicom
+
+from pancreas_mtl.interop import dicom_read
+from pancreas_mtl.interop.dicom_series import find_series
 
 OBLIQUE = np.array([(0.8, 0.6, 0.0), (-0.36, 0.48, 0.8)])
 

@@ -11,9 +11,11 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
-import optuna
 import pytest
 from omegaconf import OmegaConf
+
+pytest.importorskip("optuna", reason="needs the extra sweep")
+import optuna
 from optuna.trial import TrialState
 
 from pancreas_mtl.errors import CaseError, UsageError
@@ -316,4 +318,4 @@ def test_values_are_written_as_hydra_reads_them():
     trial = optuna.create_study().ask()
     written = trials.suggest(trial, space)
     assert written == {"a": "null", "b": "true", "c": "[0,1]", "d": "2"}
-    assert trial.study.trials[0].state == TrialState.RUNNING
+    assert trial.study.trials[0].state == optuna.trial.TrialState.RUNNING

@@ -43,7 +43,7 @@ def test_neither_wandb_nor_a_reporter_of_crashes_is_loaded_unless_asked_for():
 
 @pytest.mark.slow
 def test_openvino_finds_no_telemetry():
-    pytest.importorskip("openvino")
+    pytest.importorskip("openvino", reason="needs the extra openvino")
     code = (
         "import pancreas_mtl, openvino; from openvino.tools.ovc import telemetry_utils as t; "
         "print(t.tm.__name__)"
