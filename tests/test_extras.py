@@ -9,9 +9,15 @@ from pathlib import Path
 
 import pytest
 from commands import call
+from extras import PACKAGES
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = re.findall(r"^([a-z-]+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+SECTION = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1]
+EXTRAS = re.findall(r"^([a-z-]+) = \[", SECTION.split("\n[")[0], re.MULTILINE)
+
+
+def test_every_extra_is_known_to_the_tests():
+    assert set(PACKAGES) == set(EXTRAS) - {"dev"}
 
 
 def test_a_skip_for_a_missing_package_names_its_extra():
@@ -26,7 +32,7 @@ def test_a_skip_for_a_missing_package_names_its_extra():
 @pytest.mark.slow
 def test_the_suite_is_collected_without_any_extra():
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no_extras", "-p", "no:xdist", "--collect-only"],
+        [sys.executable, "-m", "pytest", "-p", "extras", "-p", "no:xdist", "--collect-only"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""A plugin of pytest: hides what the extras bring, as where none of them is installed."""
+"""What each extra brings. As a plugin, `pytest -p extras`, it hides all of it."""
 
 import sys
 
@@ -14,4 +14,6 @@ PACKAGES = {
     "fuzz": ("atheris",),
 }
 
-sys.modules.update(dict.fromkeys((name for names in PACKAGES.values() for name in names), None))
+
+def pytest_configure() -> None:
+    sys.modules.update(dict.fromkeys((name for names in PACKAGES.values() for name in names), None))
