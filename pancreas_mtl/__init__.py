@@ -25,7 +25,10 @@ evaluation, report.
 
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pancreas_mtl.inference.predictor import Predictor
 
 __all__ = ["Predictor"]
 

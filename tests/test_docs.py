@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from commands import call
@@ -363,6 +364,35 @@ def test_every_command_runs(page, sandbox, request, monkeypatch):
 
 def python_blocks(name: str) -> list[str]:
     return [textwrap.dedent(block) for block in blocks(ROOT / name, "python")]
+
+
+def test_the_predictor_of_the_readme_answers(bundle):
+    (block,) = python_blocks("README.md")
+    image = np.random.default_rng(0).normal(50, 50, (8, 20, 24)).astype(np.float32)
+    names = {"image_hu": image}
+    exec(block.replace("runs/balanced/bundle", str(bundle)), names)
+    assert names["prediction"].labels.shape == image.shape
+    assert names["prediction"].subtype_probabilities.sum() == pytest.approx(1)
+
+
+def test_the_service_of_the_how_to_answers(bundle):
+    (block,) = python_blocks("docs/how-to/deployment.md")
+    names = {}
+    exec(block.replace("BUNDLE", str(bundle)), names)
+    labels, probabilities = names["answer"](np.zeros((4, 20, 24), np.float32), (3.0, 0.7, 0.7))
+    assert labels.shape == (4, 20, 24)
+    assert probabilities.shape == (3,)
+
+
+def test_the_seg_of_the_how_to_is_read(bundle, write_series, tmp_path):
+    arguments = f"model={bundle} input={write_series(tmp_path / 'in')} output_format=dicom_seg"
+    assert call("predict", *arguments.split(), f"output_dir={tmp_path / 'out'}").code == 0
+    (block,) = python_blocks("docs/how-to/dicom.md")
+    (seg,) = (tmp_path / "out").glob("*.seg.dcm")
+    names = {}
+    exec(re.sub(r"predictions/.*\.dcm", str(seg), block), names)
+    assert names["mask"].array.shape[1:] == (7, 9)
+    assert set(np.unique(names["mask"].array)) <= {0, 1, 2}
 
 
 def test_the_head_of_the_how_to_is_one(plan, monkeypatch):

@@ -91,6 +91,17 @@ def test_a_run_leaves_what_the_readme_names(trained):
     assert sorted(case["name"] for case in metrics["cases"]) == sorted(fold["validation"])
 
 
+def test_the_card_holds_data_and_metrics_of_the_run(trained):
+    card = (trained / "bundle" / "README.md").read_text()
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert f"On the {metrics['n_cases']} validation cases" in card
+    for name, region in (("Whole-pancreas DSC", "whole_pancreas"), ("Lesion DSC", "lesion")):
+        found = metrics[region]["dsc"]
+        low, high = found["ci95"]
+        assert f"| {name} | {found['mean']:.3f} | {low:.3f} to {high:.3f} |" in card
+    assert "| train | 8 | 8 |" in card
+
+
 def test_predict_evaluate_report(trained, tiny_quiz, tmp_path):
     predictions, evaluation = tmp_path / "predictions", tmp_path / "evaluation"
     run(

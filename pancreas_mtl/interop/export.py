@@ -59,9 +59,10 @@ def export_bundle(
         raise UsageError(
             f"format={format_name}: {error}; pip install 'pancreas-mtl[{chosen.extra}]'"
         ) from None
-    draft = output_dir.resolve().with_name(f".{output_dir.name}.{uuid.uuid4().hex[:8]}")
+    home = next(folder for folder in output_dir.resolve().parents if folder.exists())
+    draft = home / f".{output_dir.name}.{uuid.uuid4().hex[:8]}"
     try:
-        draft.mkdir(parents=True)
+        draft.mkdir()
         parity: dict[str, Any] = getattr(writer, chosen.function)(bundle, draft)
         content = processing.processing(bundle, files=writer.FILES, parity=parity)
         (draft / processing.FILE).write_text(json.dumps(content, indent=2) + "\n")
@@ -69,6 +70,7 @@ def export_bundle(
             shutil.copyfile(model / CARD, draft / CARD)
         if output_dir.exists():
             shutil.rmtree(output_dir)
+        output_dir.parent.mkdir(parents=True, exist_ok=True)
         draft.rename(output_dir)
     except OSError as error:
         raise CaseError(f"{output_dir} cannot be written ({error.strerror}): free space") from error

@@ -1,6 +1,7 @@
 import shutil
 
 import pytest
+from commands import call
 
 from pancreas_mtl.errors import UsageError
 
@@ -39,6 +40,17 @@ def test_several_series_are_listed_and_one_is_chosen(write_series, tmp_path):
     assert len(find_series(tmp_path, "1.2.3.5").slices) == 4
     with pytest.raises(UsageError, match=r"series=9\.9 is not in .* holds 1\.2\.3\.\d \(portal"):
         find_series(tmp_path, "9.9")
+
+
+def test_several_series_end_a_prediction_before_any_work(bundle, write_series, tmp_path):
+    write_series(tmp_path / "in")
+    write_series(tmp_path / "in", uid="1.2.3.5")
+    folders = (f"input={tmp_path / 'in'}", f"output_dir={tmp_path / 'out'}")
+    result = call("predict", f"model={bundle}", *folders)
+    assert result.code == 2
+    assert "holds 2 CT series: choose one by series=UID from 1.2.3." in result.last_line
+    assert not (tmp_path / "out").exists()
+    assert call("predict", f"model={bundle}", *folders, "series=1.2.3.5").code == 0
 
 
 def test_a_description_cannot_steer_the_terminal(write_series, tmp_path):

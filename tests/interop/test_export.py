@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from extras import PACKAGES
 from hydra.core.global_hydra import GlobalHydra
 
 from pancreas_mtl import export as export_command
@@ -107,19 +108,21 @@ def exported(model, name, tmp_path_factory):
 
 
 def test_the_pages_commands_are_those_run_here():
-    assert len(page_commands()) == len(COMMANDS)
-    for part in COMMANDS:
-        assert command_of(part)
+    named = {command_of(part) for part in COMMANDS}
+    assert named == {line.replace("python ", f"{sys.executable} ") for line in page_commands()}
 
 
 # ONNX
 
 
 @pytest.fixture(scope="module")
-def onnx_folder(model, tmp_path_factory):
-    pytest.importorskip("onnx", reason="needs the extra onnx")
-    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
-    pytest.importorskip("onnxscript", reason="needs the extra onnx")
+def needs_onnx():
+    for package in PACKAGES["onnx"]:
+        pytest.importorskip(package, reason="needs the extra onnx")
+
+
+@pytest.fixture(scope="module")
+def onnx_folder(needs_onnx, model, tmp_path_factory):
     return exported(model, "onnx", tmp_path_factory)
 
 
@@ -154,6 +157,43 @@ def test_the_example_predicts_a_case_from_the_export_alone(onnx_folder, ct, expe
     assert mask.shape == expected[0].shape
     assert (np.asanyarray(mask.dataobj) != expected[0]).mean() < 1e-3
     np.testing.assert_allclose([float(p) for p in run.stdout.split()], expected[1], atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"head": "attention"}, {"head": "gap"}, {"regions": True}])
+def test_onnx_agrees_with_any_head_and_with_regions(changes, needs_onnx, plan, ct, tmp_path):
+    settings = MODEL | changes
+    torch.manual_seed(1)
+    network = MultitaskUNet(plan, NetworkConfig(**settings | {"stages": (0, 1)}))
+    save_bundle(tmp_path / "bundle", network.state_dict(), plan, {"model": settings})
+    found = export_bundle(tmp_path / "bundle", tmp_path / "out", format_name="onnx")
+    assert set(found["largest_difference"]) == {"logits", "sums", "weights", "subtype"}
+    command = [
+        sys.executable,
+        "docs/examples/onnx_case.py",
+        tmp_path / "out",
+        ct,
+        tmp_path / "m.nii",
+    ]
+    run = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    volume = read_image(ct)
+    answer = Predictor.from_bundle(tmp_path / "bundle", device="cpu").predict(volume)
+    mask = np.asanyarray(nib.load(tmp_path / "m.nii").dataobj)
+    assert (mask != to_source(answer.labels, volume.source)).mean() < 1e-3
+    probabilities = [float(p) for p in run.stdout.split()]
+    np.testing.assert_allclose(probabilities, answer.subtype_probabilities, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_an_onnx_file_of_another_network_is_refused(needs_onnx, model, plan, tmp_path, monkeypatch):
+    from pancreas_mtl.interop import onnx
+
+    other = MultitaskUNet(plan, NetworkConfig(**MODEL | {"stages": (0, 1)})).eval()
+    trace = onnx.trace_window
+    monkeypatch.setattr(onnx, "trace_window", lambda one: trace(replace(one, network=other)))
+    with pytest.raises(CaseError, match="disagrees with torch"):
+        export_bundle(model, tmp_path / "new" / "out", format_name="onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 # OpenVINO
@@ -300,7 +340,7 @@ def fake(monkeypatch, off):
 def test_an_export_that_disagrees_fails_and_leaves_nothing(name, model, tmp_path, monkeypatch):
     fake(monkeypatch, (name, 2e-4))
     with pytest.raises(CaseError, match=rf"disagrees with torch: {name} by 0\.0002.*0\.0001"):
-        export_bundle(model, tmp_path / "out", format_name="fake")
+        export_bundle(model, tmp_path / "new" / "out", format_name="fake")
     assert list(tmp_path.iterdir()) == []
 
 
