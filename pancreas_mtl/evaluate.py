@@ -17,11 +17,13 @@ from pancreas_mtl.data.files import make_folder
 from pancreas_mtl.data.pool import default_workers
 from pancreas_mtl.errors import CaseError
 from pancreas_mtl.evaluation.compare import compare, read_cases, write_comparisons
+from pancreas_mtl.evaluation.cross_validation import ENSEMBLE
 from pancreas_mtl.evaluation.evaluate import BYTES_PER_CASE, evaluate
 from pancreas_mtl.evaluation.inputs import find_inputs
 from pancreas_mtl.evaluation.results import check_folder, folder_if_used, write_results
 from pancreas_mtl.evaluation.table import render_comparison, render_table
 from pancreas_mtl.evaluation.task import Task
+from pancreas_mtl.inference.card import save_ensemble_card
 
 
 @command("evaluate")
@@ -38,6 +40,8 @@ def main(config: DictConfig) -> None:
     with folder_if_used(output_dir):
         metrics = evaluate(predictions, references, **settings)
     artefacts = write_results(metrics, output_dir)
+    if config.runs:
+        save_ensemble_card(output_dir / ENSEMBLE, metrics.as_json())
     if config.overlays:
         from pancreas_mtl.evaluation.overlays import draw_overlays  # matplotlib starts slowly
 

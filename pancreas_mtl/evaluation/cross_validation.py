@@ -29,6 +29,7 @@ from pancreas_mtl.evaluation.held_out import (
 from pancreas_mtl.evaluation.predictions import read_predictions
 from pancreas_mtl.evaluation.references import Reference
 from pancreas_mtl.inference.calibration import save_calibration
+from pancreas_mtl.inference.card import save_member_card
 from pancreas_mtl.inference.writer import (
     JOURNAL,
     RECORD,
@@ -178,4 +179,5 @@ def make_ensemble(
         for file in (run / "bundle").iterdir():
             link_or_copy(file, bundle / file.name)
         (bundle / "calibration.json").unlink(missing_ok=True)
+        save_member_card(bundle)
         save_calibration(bundle, replace(together, conformity=own.conformity))

@@ -14,10 +14,16 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from pancreas_mtl.data.files import write_text
 from pancreas_mtl.types import NUM_SUBTYPES, Plan
 
 CARD = "README.md"
-_TEMPLATE = "card.md.jinja"
+_TEMPLATE, _ENSEMBLE = "card.md.jinja", "ensemble_card.md.jinja"
+_METRICS_TITLE = "\n## Metrics\n"
+_MEMBER = """
+This bundle is part of an ensemble and carries its calibration. The figures below are from before,
+with a calibration of its own; the figures of all folds are in the card of the ensemble.
+"""
 _METRICS = (  # name, where it lies in metrics.json
     ("Whole-pancreas DSC", ("whole_pancreas", "dsc")),
     ("Whole-pancreas NSD", ("whole_pancreas", "nsd")),
@@ -67,17 +73,9 @@ def render_card(
         origin: None where this program did not train it.
         metrics: the content of the run's `metrics.json`, None where there is none.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # Markdown
-    )
     model = config.get("model") or {}
-    return environment.get_template(_TEMPLATE).render(
-        version=version("pancreas-mtl"),
+    return _render(
+        _TEMPLATE,
         variant=config.get("experiment"),
         fold=config.get("fold"),
         seed=config.get("seed"),
@@ -94,6 +92,37 @@ def render_card(
         if metrics
         else [],
     )
+
+
+def save_member_card(folder: Path) -> None:
+    """Say in a bundle's card that its figures are from before it joined an ensemble."""
+    text = (folder / CARD).read_text(encoding="utf-8")
+    write_text(folder / CARD, text.replace(_METRICS_TITLE, _METRICS_TITLE + _MEMBER, 1))
+
+
+def save_ensemble_card(folder: Path, metrics: Mapping[str, Any]) -> None:
+    """Write the card of a folder of bundles, with the metrics of their out-of-fold cases."""
+    members = sorted(path.parent.name for path in folder.glob("*/config.yaml"))
+    text = _render(
+        _ENSEMBLE,
+        members=members,
+        rows=_rows(metrics),
+        n_cases=metrics["n_cases"],
+        tolerance_mm=metrics["whole_pancreas"]["nsd_tolerance_mm"],
+    )
+    write_text(folder / CARD, text)
+
+
+def _render(template: str, **facts: Any) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown
+    )
+    return environment.get_template(template).render(version=version("pancreas-mtl"), **facts)
 
 
 def _cells(facts: Mapping[str, Any]) -> dict[str, str]:

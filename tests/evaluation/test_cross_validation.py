@@ -149,6 +149,17 @@ def test_all_folds_become_figures_and_an_ensemble(evaluated, runs, cases):
     assert read_calibration(runs[0] / "bundle") == Calibration(), "the runs stay as they were"
 
 
+def test_the_ensemble_and_its_members_have_cards_of_their_own(evaluated, runs):
+    metrics = json.loads((evaluated / "metrics.json").read_text())
+    card = (evaluated / "ensemble" / "README.md").read_text()
+    assert "fold0, fold1" in card
+    assert f"Of the {metrics['n_cases']} out-of-fold cases" in card
+    assert f"| Lesion DSC | {metrics['lesion']['dsc']['mean']:.3f} |" in card
+    member = (evaluated / "ensemble" / "fold0" / "README.md").read_text()
+    assert "\n## Metrics\n\nThis bundle is part of an ensemble and carries its calibr" in member
+    assert "part of an ensemble" not in (runs[0] / "bundle" / "README.md").read_text()
+
+
 def test_the_ensemble_is_one_model(evaluated, runs, cases):
     image = read_image(cases[0].image)
     together = Predictor.from_bundle(evaluated / "ensemble").predict(image)
