@@ -1,4 +1,5 @@
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -222,3 +223,12 @@ def test_a_finished_prediction_is_not_overwritten(predictor, tmp_path):
     assert (tmp_path / "subtype_probabilities.csv").read_text() == (
         "Names,p0,p1,p2\na.nii.gz,0.200000,0.300000,0.500000\n"
     )
+
+
+@pytest.mark.slow
+def test_a_type_checker_knows_the_predictor(monkeypatch):
+    api = pytest.importorskip("mypy.api", reason="needs the extra dev")
+    monkeypatch.chdir(Path(__file__).resolve().parents[2])
+    code = "from pancreas_mtl import Predictor\nreveal_type(Predictor.from_bundle)"
+    told, _, _ = api.run(["-c", code])
+    assert "-> pancreas_mtl.inference.predictor.Predictor" in told
