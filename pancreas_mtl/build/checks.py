@@ -40,8 +40,6 @@ SECTIONS: dict[str, type] = {
     "sampling": SamplingConfig,
     "task": Task,
 }
-
-
 SCALARS: dict[str, Any] = {
     "seed": int,
     "patience": int,
@@ -56,6 +54,18 @@ SCALARS: dict[str, Any] = {
 
 def check(config: DictConfig) -> None:
     """Raise a `UsageError` for a key or value that would fail later, before any work is done."""
+    _check_values(config)
+    _check_trainer(config)
+    _check_weights(config)
+    root, run_dir = Path(config.data.root).resolve(), Path(config.output_dir).resolve()
+    if root.is_relative_to(run_dir):
+        raise UsageError(
+            f"output_dir={config.output_dir} holds the dataset, data.root={config.data.root}: "
+            "give another output_dir"
+        )
+
+
+def _check_values(config: DictConfig) -> None:
     for key, wanted in SCALARS.items():
         check_type(key, OmegaConf.select(config, key), wanted)
     for section, kind in SECTIONS.items():
@@ -64,6 +74,9 @@ def check(config: DictConfig) -> None:
         raise UsageError(f"model.head={config.model.head}: choose one of {', '.join(HEADS)}")
     settings(WarmStart, config, "model")
     selection_score({}, plain(config.task.score))
+
+
+def _check_trainer(config: DictConfig) -> None:
     for name in config.trainer.keys() - TRAINER_ARGUMENTS:
         hint = did_you_mean(name, TRAINER_ARGUMENTS)
         raise UsageError(f"trainer.{name}: no such argument of Lightning's Trainer{hint}")
@@ -77,6 +90,9 @@ def check(config: DictConfig) -> None:
             "pip install 'pancreas-mtl[tensorboard]'"
         )
     lightning_trainer(config, Path(config.output_dir), logger=False)
+
+
+def _check_weights(config: DictConfig) -> None:
     if config.model.pretrained is not None and not Path(config.model.pretrained).is_dir():
         raise UsageError(
             f"model.pretrained={config.model.pretrained}: no such folder; give the bundle/ of a run"
@@ -85,12 +101,6 @@ def check(config: DictConfig) -> None:
         check_network(config, load_plan(Path(config.plan.bundle) / "plan.json"))
     elif config.model.pretrained is not None:
         load_bundle(Path(config.model.pretrained))
-    root, run_dir = Path(config.data.root).resolve(), Path(config.output_dir).resolve()
-    if root.is_relative_to(run_dir):
-        raise UsageError(
-            f"output_dir={config.output_dir} holds the dataset, data.root={config.data.root}: "
-            "give another output_dir"
-        )
 
 
 def check_network(config: DictConfig, plan: Plan) -> None:
