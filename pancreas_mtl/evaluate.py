@@ -13,7 +13,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from pancreas_mtl.command import command
-from pancreas_mtl.data.files import make_folder
 from pancreas_mtl.data.pool import default_workers
 from pancreas_mtl.errors import CaseError
 from pancreas_mtl.evaluation.compare import compare, read_cases, write_comparisons
@@ -45,8 +44,8 @@ def main(config: DictConfig) -> None:
     if config.overlays:
         from pancreas_mtl.evaluation.overlays import draw_overlays  # matplotlib starts slowly
 
-        artefacts.append(make_folder(output_dir / "overlays"))
-        draw_overlays(metrics, predictions, references, artefacts[-1], workers=workers)
+        pictures = output_dir / "overlays"
+        artefacts.append(draw_overlays(metrics, predictions, references, pictures, workers=workers))
     print(render_table(metrics, artefacts=artefacts, colour=sys.stdout.isatty()))
     if other:
         comparisons = compare(metrics, other, task=task)

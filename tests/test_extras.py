@@ -24,9 +24,14 @@ def test_a_skip_for_a_missing_package_names_its_extra():
     for path in (ROOT / "tests").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.importorskip":
-                reason = [ast.literal_eval(k.value) for k in node.keywords if k.arg == "reason"]
-                named = reason[0].removeprefix("needs the extra ") if reason else None
-                assert named in EXTRAS, f"{path}: {ast.unparse(node)}"
+                (reason,) = [k.value for k in node.keywords if k.arg == "reason"] or [None]
+                names = [*EXTRAS, "{extra}"]
+                known = [
+                    ast.unparse(ast.parse(f"{f}'needs the extra {n}'"))
+                    for n in names
+                    for f in ("", "f")
+                ]
+                assert reason and ast.unparse(reason) in known, f"{path}: {ast.unparse(node)}"
 
 
 @pytest.mark.slow

@@ -116,7 +116,7 @@ def test_a_full_disk_leaves_the_record_that_was_there(tmp_path):
         recorded(config(resume=True), tmp_path),
     ):
         pass
-    assert content(tmp_path) == before
+    assert before.items() <= content(tmp_path).items()
 
 
 def test_packages_are_all_that_is_installed():

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pancreas_mtl.data.files import make_folder
 from pancreas_mtl.data.images import grid_difference, read_image, read_mask
 from pancreas_mtl.data.pool import map_in_processes
 from pancreas_mtl.errors import CaseError
@@ -36,8 +37,13 @@ def draw_overlays(
     folder: Path,
     *,
     workers: int,
-) -> None:
-    """Draw `<case>.png` for every scored case whose CT `run.json` names; log what keeps others."""
+) -> Path:
+    """Draw `<case>.png` for every scored case whose CT `run.json` names; log what keeps others.
+
+    Returns:
+        The folder, made where it was not there.
+    """
+    make_folder(folder)
     predicted = read_predictions(predictions)
     masks = {reference.name: reference.mask for reference in references}
     overlays = []
@@ -55,6 +61,7 @@ def draw_overlays(
             log.warning("%s: not drawn: %s", overlay.png.stem, outcome)
         elif isinstance(outcome, Exception):
             raise outcome
+    return folder
 
 
 def _draw(overlay: Overlay) -> None:

@@ -14,7 +14,7 @@ REPORT = Path("pancreas_mtl/evaluation/report")
 
 @pytest.mark.slow
 def test_a_wheel_holds_templates_styles_viewer_and_licences(tmp_path):
-    pytest.importorskip("setuptools")
+    pytest.importorskip("setuptools", reason="needs the extra dev")
     source = tmp_path / "source"
     shutil.copytree(ROOT / "pancreas_mtl", source / "pancreas_mtl")
     for name in ("pyproject.toml", "README.md", "LICENSE"):

@@ -83,7 +83,7 @@ def test_reductions_multiply_the_strides(plan):
 
 @pytest.mark.parametrize("stages", [(3,), (-4,), ()])
 def test_stages_that_are_not_there(plan, stages):
-    with pytest.raises(UsageError, match=r"model\.stages.*stages 0 to 2"):
+    with pytest.raises(UsageError, match=r"model\.stages.*stages, 0 to 2"):
         MultitaskUNet(plan, NetworkConfig(stages=stages))
 
 
