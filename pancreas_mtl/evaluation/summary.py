@@ -28,7 +28,8 @@ from pancreas_mtl.types import NUM_SUBTYPES, UNKNOWN
 
 Array = npt.NDArray[Any]
 UNDEFINED = Estimate(None, None)
-MISSING_PROBABILITIES = np.roll(np.eye(NUM_SUBTYPES), 1, axis=1)  # sure of the next subtype
+SURE_OF_THE_NEXT = np.roll(np.eye(NUM_SUBTYPES), 1, axis=1)  # a row for each subtype
+LAST_OF_ITS_OWN = 1 - np.eye(NUM_SUBTYPES)  # and first of all others
 
 
 def region_metrics(cases: Sequence[CaseResult], region: str, task: Task) -> RegionMetrics:
@@ -65,8 +66,9 @@ def estimate(
 def subtype_metrics(cases: Sequence[CaseResult], task: Task) -> SubtypeMetrics:
     """Over the cases whose subtype is known.
 
-    A case without prediction is wrong, and as probabilities it is sure of the next subtype, which
-    is the worst there is. Where no case has a prediction, nothing is defined.
+    A case without prediction is wrong, and as probabilities it is sure of the next subtype; for
+    AUROC, it is ranked last among its own subtype and first among all others. That is the worst
+    there is. Where no case has a prediction, nothing is defined.
     """
     known = [case for case in cases if case.subtype is not None] if _has_subtypes(cases) else []
     references = np.array([case.subtype for case in known], dtype=np.int64)
@@ -74,7 +76,8 @@ def subtype_metrics(cases: Sequence[CaseResult], task: Task) -> SubtypeMetrics:
         [UNKNOWN if case.subtype_predicted is None else case.subtype_predicted for case in known],
         dtype=np.int64,
     )
-    probabilities = _probabilities(known)
+    probabilities = _probabilities(known, SURE_OF_THE_NEXT)
+    ranks = _probabilities(known, LAST_OF_ITS_OWN)
 
     def from_counts(metric: Callable[[st.Array], st.Array]) -> Estimate:
         def statistic(truth: Array, answers: Array) -> Array:
@@ -90,10 +93,10 @@ def subtype_metrics(cases: Sequence[CaseResult], task: Task) -> SubtypeMetrics:
         mcc=from_counts(st.mcc),
         confusion_matrix=[row[:NUM_SUBTYPES] for row in counts],
         unpredicted=[row[NUM_SUBTYPES] for row in counts],
-        per_class=_per_class(matrix, references, probabilities),
+        per_class=_per_class(matrix, references, ranks),
         conformal=_conformal(known, references, task),
         n_cases=len(known),
-        **_from_probabilities(references, probabilities, task),
+        **_from_probabilities(references, probabilities, ranks, task),
     )
 
 
@@ -103,16 +106,16 @@ def _has_subtypes(cases: Sequence[CaseResult]) -> bool:
 
 
 def _from_probabilities(
-    references: Array, probabilities: Array | None, task: Task
+    references: Array, probabilities: Array | None, ranks: Array | None, task: Task
 ) -> dict[str, Any]:
     """With an interval but for ECE, which resampling biases upwards."""
-    if probabilities is None:
+    if probabilities is None or ranks is None:
         undefined = {"ece": None, "brier": None, "brier_ci95": None}
         return {"auroc": UNDEFINED, **undefined, "reliability": []}
     distances = st.squared_distances(references, probabilities)
     brier = estimate(mean, distances, task=task, strata=references)
     return {
-        "auroc": estimate(st.mean_auroc, references, probabilities, task=task, strata=references),
+        "auroc": estimate(st.mean_auroc, references, ranks, task=task, strata=references),
         "ece": st.ece(references, probabilities),
         "brier": brier.mean,
         "brier_ci95": brier.ci95,
@@ -120,20 +123,16 @@ def _from_probabilities(
     }
 
 
-def _probabilities(known: Sequence[CaseResult]) -> Array | None:
-    """Those of all cases (N, S), None where no case has any."""
+def _probabilities(known: Sequence[CaseResult], missing: Array) -> Array | None:
+    """Those of all cases (N, S), `missing` by subtype for one without; None where none has any."""
     if all(case.subtype_probabilities is None for case in known):
         return None
-    return np.array(
-        [case.subtype_probabilities or MISSING_PROBABILITIES[case.subtype] for case in known]
-    )
+    return np.array([case.subtype_probabilities or missing[case.subtype] for case in known])
 
 
-def _per_class(
-    matrix: st.Array, references: Array, probabilities: Array | None
-) -> list[ClassMetrics]:
+def _per_class(matrix: st.Array, references: Array, scores: Array | None) -> list[ClassMetrics]:
     undefined = np.full(NUM_SUBTYPES, np.nan)
-    areas = undefined if probabilities is None else st.aurocs(references, probabilities)
+    areas = undefined if scores is None else st.aurocs(references, scores)
     columns = (st.precisions(matrix), st.recalls(matrix), st.f1_scores(matrix), areas)
     return [
         ClassMetrics(subtype, int(matrix[subtype].sum()), *(_defined(c[subtype]) for c in columns))

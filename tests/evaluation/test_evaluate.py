@@ -13,7 +13,8 @@ import yaml
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluation.evaluate import evaluate
 from pancreas_mtl.evaluation.references import Reference, read_references
-from pancreas_mtl.evaluation.results import write_results
+from pancreas_mtl.evaluation.results import CaseResult, write_results
+from pancreas_mtl.evaluation.summary import subtype_metrics
 from pancreas_mtl.evaluation.table import render_table
 from pancreas_mtl.evaluation.task import Task
 from pancreas_mtl.metrics.segmentation import compare_masks
@@ -237,6 +238,20 @@ def test_no_score_gains_by_a_missing_prediction(tmp_path, predictions, reference
         assert mean(less, *lesions) <= mean(whole, *lesions)
     rates = [d["lesion_detection"]["froc"]["false_positives_per_case"] for d in (less, whole)]
     assert rates[0] == rates[1]
+
+
+def test_no_subtype_is_told_apart_better_for_a_missing_prediction():
+    answers = [(0.5, 0.1, 0.4), (0.3, 0.4, 0.3), (0.4, 0.3, 0.3), (0.2, 0.2, 0.6)]
+    cases = [
+        CaseResult(str(number), False, None, subtype, int(np.argmax(p)), p, None)
+        for number, (subtype, p) in enumerate(zip((0, 1, 2, 2), answers, strict=True))
+    ]
+    missing = replace(cases[0], subtype_predicted=None, subtype_probabilities=None)
+    whole, less = (subtype_metrics(some, TASK) for some in (cases, [missing, *cases[1:]]))
+    for before, after in zip(whole.per_class, less.per_class, strict=True):
+        assert after.auroc <= before.auroc
+    assert less.auroc.mean < whole.auroc.mean
+    assert less.per_class[0].auroc == 0
 
 
 def test_missing_predictions_can_be_left_out(tmp_path, references):
