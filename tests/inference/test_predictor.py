@@ -226,9 +226,10 @@ def test_a_finished_prediction_is_not_overwritten(predictor, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_type_checker_knows_the_predictor(monkeypatch):
+def test_a_type_checker_knows_the_predictor(tmp_path, monkeypatch):
     api = pytest.importorskip("mypy.api", reason="needs the extra dev")
     monkeypatch.chdir(Path(__file__).resolve().parents[2])
-    code = "from pancreas_mtl import Predictor\nreveal_type(Predictor.from_bundle)"
-    told, _, _ = api.run(["-c", code])
+    code = "from pancreas_mtl import Predictor\nreveal_type(Predictor.from_bundle)\n"
+    (tmp_path / "user.py").write_text(code)
+    told, _, _ = api.run([str(tmp_path / "user.py")])
     assert "-> pancreas_mtl.inference.predictor.Predictor" in told
