@@ -66,6 +66,7 @@ def test_a_lack_of_memory(error, message):
         raise error
 
 
+@pytest.mark.slow
 def test_a_defect_stays_one():
     with pytest.raises(RuntimeError, match="Caught RuntimeError in DataLoader"), faults_explained():
         next(iter(DataLoader(Faulty("defect"), num_workers=1)))

@@ -74,6 +74,7 @@ def fit(module, tmp_path, *, epochs=1, train=None, ckpt_path=None, **changes):
     return trainer
 
 
+@pytest.mark.slow
 def test_learns_and_reports(plan, tmp_path):
     wide = replace(plan, channels=(16, 32, 32))
     metrics = fit(make(wide, ema=0.5), tmp_path, epochs=10).callback_metrics

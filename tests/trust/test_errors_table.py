@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ def listed():
     spec = importlib.util.spec_from_file_location("build_errors", DOCS / "build_errors.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    module.messages = cache(module.messages)
     return module
 
 
