@@ -2,6 +2,8 @@
 
 import sys
 
+import pytest
+
 PACKAGES = {
     "openvino": ("openvino",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
@@ -13,6 +15,12 @@ PACKAGES = {
     "tensorboard": ("tensorboard",),
     "fuzz": ("atheris",),
 }
+
+
+def needs(extra: str) -> None:
+    """Skip a test by the name of the extra that it needs, where that is not installed."""
+    for package in PACKAGES[extra]:
+        pytest.importorskip(package, reason=f"needs the extra {extra}")
 
 
 def pytest_configure() -> None:

@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from extras import PACKAGES
+from extras import needs
 from hydra.core.global_hydra import GlobalHydra
 
 from pancreas_mtl import export as export_command
@@ -117,8 +117,7 @@ def test_the_pages_commands_are_those_run_here():
 
 @pytest.fixture(scope="module")
 def needs_onnx():
-    for package in PACKAGES["onnx"]:
-        pytest.importorskip(package, reason="needs the extra onnx")
+    needs("onnx")
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +200,7 @@ def test_an_onnx_file_of_another_network_is_refused(needs_onnx, model, plan, tmp
 
 @pytest.mark.slow
 def test_openvino_agrees_at_any_size(model, tmp_path_factory, caplog):
-    pytest.importorskip("openvino", reason="needs the extra openvino")
+    needs("openvino")
     from pancreas_mtl.inference.engines.openvino_engine import core
 
     folder = exported(model, "openvino", tmp_path_factory)
@@ -225,8 +224,7 @@ def test_openvino_agrees_at_any_size(model, tmp_path_factory, caplog):
 
 @pytest.fixture(scope="module")
 def monai_folder(model, tmp_path_factory):
-    pytest.importorskip("fire", reason="needs the extra monai-bundle")
-    pytest.importorskip("ignite", reason="needs the extra monai-bundle")
+    needs("monai-bundle")
     return exported(model, "monai_bundle", tmp_path_factory)
 
 
@@ -257,8 +255,7 @@ def test_the_bundle_stands_on_its_own(monai_folder):
 
 
 def test_monais_transforms_prepare_an_image_as_we_do(model, ct):
-    pytest.importorskip("fire", reason="needs the extra monai-bundle")
-    pytest.importorskip("ignite", reason="needs the extra monai-bundle")
+    needs("monai-bundle")
     from monai.bundle import ConfigParser
 
     from pancreas_mtl.interop.monai_config import inference_config
@@ -275,7 +272,7 @@ def test_monais_transforms_prepare_an_image_as_we_do(model, ct):
 
 
 def test_a_bundle_that_was_made_to_run_code_is_refused_by_type(model):
-    pytest.importorskip("fire", reason="needs the extra monai-bundle")
+    needs("monai-bundle")
     from pancreas_mtl.interop.monai_config import inference_config
 
     bundle = load_bundle(model)
@@ -288,8 +285,7 @@ def test_a_bundle_that_was_made_to_run_code_is_refused_by_type(model):
 
 
 def test_a_bundle_that_answers_otherwise_fails(model, tmp_path, monkeypatch):
-    pytest.importorskip("fire", reason="needs the extra monai-bundle")
-    pytest.importorskip("ignite", reason="needs the extra monai-bundle")
+    needs("monai-bundle")
     from pancreas_mtl.interop import monai_bundle
 
     def run(folder, images, output):

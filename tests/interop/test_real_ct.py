@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from commands import call
-from extras import PACKAGES
+from extras import needs
 
 from pancreas_mtl.data.images import read_image, read_mask, to_source
 from pancreas_mtl.data.preprocess import prepare_image
@@ -57,11 +57,6 @@ def expected(model, ct):
     answer = Predictor.from_bundle(model, device="cpu", precision="fp32").predict(volume)
     assert set(np.unique(answer.labels)) == {0, 1, 2}
     return to_source(answer.labels, volume.source), answer.subtype_probabilities
-
-
-def needs(extra):
-    for package in PACKAGES[extra]:
-        pytest.importorskip(package, reason=f"needs the extra {extra}")
 
 
 def run(module, *arguments):
