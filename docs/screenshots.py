@@ -4,15 +4,19 @@ python docs/screenshots.py RUN, a run that TensorBoard has watched
 """
 
 import os
-import re
+import pty
 import shutil
 import socket
 import subprocess
 import sys
+import termios
 import time
 import urllib.request
+from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 
+import pyte
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 from selenium import webdriver
@@ -20,42 +24,73 @@ from selenium.webdriver.chrome.service import Service
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
-FONT_SIZE, COLUMNS, MARGIN = 14, 104, 16
+FONT_SIZE, COLUMNS, LINES, MARGIN = 14, 118, 60, 16
 PAPER, INK, PROMPT = "#15171c", "#d8d8d2", "#7fb6ee"
-TERMINAL = (
-    ("python train.py data=quiz --help", slice(0, 56)),
-    ("python train.py experiment=balancd", slice(None)),
-    ("python train.py optimizer.lrr=1", slice(None)),
-)
+COLOURS = {"red": "#f0716b", "green": "#7fc784", "brown": "#dcb66b", "blue": "#7fb6ee"} | {
+    "magenta": "#c79be0", "cyan": "#7cc7c7", "black": "#80858f", "white": INK, "default": INK
+}  # fmt: skip
+PICTURES = {
+    "help.png": (
+        "python train.py data=quiz --help",
+        "python train.py experiment=balancd",
+        "python train.py optimizer.lrr=1",
+    ),
+    "training.png": ("python train.py experiment=smoke output_dir=outputs/smoke overwrite=true",),
+}
 PATIENCE_S = 300
 
 
 def save_terminal(commands, png):
-    """What the commands print, as a terminal of COLUMNS would show it; long outputs are cut."""
-    lines = []
-    for command, part in commands:
-        output = subprocess.run(
-            [sys.executable, *command.split()[1:]],
-            cwd=ROOT,
-            env=os.environ | {"COLUMNS": str(COLUMNS)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        ).stdout.splitlines()
-        shown = output[part]
-        more = [f"[{len(output) - len(shown)} more lines]"] if len(shown) < len(output) else []
-        lines += [f"$ {command}", *shown, *more, ""]
+    """What the commands show on a terminal of COLUMNS; long outputs are cut at LINES."""
+    screens = [(f"$ {command}", on_terminal(command)) for command in commands]
+    rows = []
+    for command, lines in screens:
+        more = [[(f"[{len(lines) - LINES} more lines]", PROMPT)]] if len(lines) > LINES else []
+        rows += [[(command, PROMPT)], *lines[:LINES], *more, []]
     font = ImageFont.truetype(font_manager.findfont("DejaVu Sans Mono"), FONT_SIZE)
     width, height = font.getlength("M"), int(FONT_SIZE * 1.35)
-    lines = [part for line in lines for part in re.findall(f".{{1,{COLUMNS}}}", line) or [""]]
-    size = (int(2 * MARGIN + COLUMNS * width), 2 * MARGIN + height * len(lines))
+    size = (int(2 * MARGIN + COLUMNS * width), 2 * MARGIN + height * len(rows))
     picture = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(picture)
-    for number, line in enumerate(lines):
-        colour = PROMPT if line.startswith("$ ") else INK
-        draw.text((MARGIN, MARGIN + number * height), line, font=font, fill=colour)
+    for number, row in enumerate(rows):
+        column = 0
+        for text, colour in row:
+            at = (MARGIN + column * width, MARGIN + number * height)
+            draw.text(at, text, font=font, fill=colour)
+            column += len(text)
     picture.quantize(32).save(png, optimize=True)
+
+
+def on_terminal(command):
+    """The lines that a terminal shows when the command has ended: lists of (text, colour)."""
+    screen = pyte.HistoryScreen(COLUMNS, LINES, history=10_000, ratio=1)
+    stream = pyte.ByteStream(screen)
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (LINES, COLUMNS))
+    child = subprocess.Popen(
+        [sys.executable, *command.split()[1:]],
+        cwd=ROOT,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": str(COLUMNS)},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    with suppress(OSError):  # the end of a terminal
+        while text := os.read(ours, 65536):
+            stream.feed(text)
+    child.wait()
+    cells = [*screen.history.top, *(screen.buffer[y] for y in range(screen.cursor.y))]
+    return [line_of(row) for row in cells]
+
+
+def line_of(row):
+    """Runs of one colour, without the blanks at the end."""
+    cells = [row[x] for x in range(COLUMNS)]
+    while cells and cells[-1].data == " ":
+        cells.pop()
+    runs = groupby(cells, key=lambda cell: COLOURS.get(cell.fg, f"#{cell.fg}"))
+    return [("".join(cell.data for cell in some), colour) for colour, some in runs]
 
 
 def save_tensorboard(run, folder):
@@ -98,5 +133,6 @@ def wait_for(address):
 
 if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
-    save_terminal(TERMINAL, IMAGES / "help.png")
+    for name, commands in PICTURES.items():
+        save_terminal(commands, IMAGES / name)
     save_tensorboard(Path(sys.argv[1]), IMAGES)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +20,14 @@ NOISE = (
     r".*your dataloader is not resumable.*",  # the data module knows its place
     r".*isinstance\(treespec, LeafSpec\).*",  # Lightning's own use of torch
 )
+BAR = {
+    "train/segmentation_step": "seg",
+    "train/subtype_step": "sub",
+    "val/whole_pancreas_dsc": "whole",
+    "val/lesion_dsc": "lesion",
+    "val/macro_f1": "f1",
+}
+"""Names of metrics behind the bar: the loss's parts, DSC of both regions, macro-F1."""
 SHOWN = ("score", "whole_pancreas_dsc", "lesion_dsc", "macro_f1")
 
 
@@ -53,17 +63,36 @@ class Clock:
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar of one epoch, with the time that is left of all of them."""
+    """Lightning's bar of one epoch, with the time that is left of all of them.
+
+    While it stands, log lines go above it.
+    """
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=5)
         self.clock = Clock()
+        self.log_above = ExitStack()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let log lines make room for the bar."""
+        super().setup(trainer, pl_module, stage)
+        self.log_above.enter_context(logging_redirect_tqdm())
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """The bar is gone."""
+        self.log_above.close()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """The bar stands still."""
+        self.log_above.close()
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """What stands behind the bar: metrics without the run's number, and the time left."""
-        shown: dict[str, Any] = super().get_metrics(trainer, pl_module)
-        shown.pop("v_num", None)
-        return shown | {"all_left": self.clock.left(trainer)}
+        """What stands behind the bar: BAR's metrics, so that they fit, and the time left."""
+        known = super().get_metrics(trainer, pl_module)
+        shown = {short: known[name] for name, short in BAR.items() if name in known}
+        return {**shown, "left": self.clock.left(trainer)}
 
 
 class ProgressLog(Callback):
