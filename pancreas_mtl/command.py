@@ -188,6 +188,11 @@ def is_first_process() -> bool:
     return all(rank == "0" for rank in ranks)
 
 
+def has_siblings() -> bool:
+    """Whether a launcher such as torchrun or srun has started processes of other ranks as well."""
+    return any(int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+
+
 def _say(message: str) -> None:
     """Print one line; what a terminal would obey, such as in a file's name, is shown escaped."""
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)

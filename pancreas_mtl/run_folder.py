@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from pancreas_mtl.command import is_first_process
+from pancreas_mtl.command import has_siblings, is_first_process
 from pancreas_mtl.data.files import write_text
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.training.checkpoints import read_checkpoint
@@ -41,6 +41,10 @@ CONTENTS = (
 What a resumed run would go on from goes first, `config.yaml`, by which a run is known, last. So
 whenever overwriting is killed, the same command goes on with it.
 """
+
+
+MADE_BY_ANY = ("plan.json", "splits.json", "audit.json")
+"""What the first of several processes that needs it makes, whatever its rank."""
 
 
 def open_run(config: DictConfig, run_dir: Path) -> Path | None:
@@ -94,8 +98,9 @@ def _existing_run(config: DictConfig, run_dir: Path) -> Path | None:
 
 def _refuse_other_files(run_dir: Path) -> None:
     """Without a `config.yaml`, nothing tells that what lies here is a run's to replace."""
+    others = MADE_BY_ANY if has_siblings() else ()
     for name in CONTENTS:
-        if (run_dir / name).exists():
+        if name not in others and (run_dir / name).exists():
             raise UsageError(
                 f"output_dir={run_dir} holds {name}, but no {CONFIG} of a run: give another "
                 f"output_dir, or remove {name}"

@@ -112,3 +112,16 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="output_dir="):
         open_run(config(), tmp_path / "file" / "run")
+
+
+def test_a_plan_of_another_rank_is_no_foreign_file(tmp_path, monkeypatch):
+    """Ranks do not wait for each other before the process group exists."""
+    (tmp_path / "plan.json").touch()
+    with pytest.raises(UsageError, match=r"holds plan\.json, but no config\.yaml"):
+        open_run(config(), tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    open_run(config(), tmp_path)
+    (tmp_path / "config.yaml").unlink()
+    (tmp_path / "run.json").touch()
+    with pytest.raises(UsageError, match=r"holds run\.json"):
+        open_run(config(), tmp_path)
