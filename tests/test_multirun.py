@@ -153,7 +153,7 @@ def test_a_job_that_fails_amid_training_ends_its_wandb_run_and_the_next_one_trai
     folder, did = trainings
     log = (folder / "broken.log").read_text()
     assert did["broken"]["code"] == 1, log[-3000:]
-    assert "job 0: 1 steps in a row had a loss that is not finite" in log
+    assert "job 0: 1 steps of this run had a loss that is not finite" in log
     found = [read_runs(path) for path in (folder / "broken" / "runs").rglob("wandb")]
     ended = {run.config["optimizer"]["lr"]: run.exit_code for runs in found for run in runs}
     assert ended == {1e30: 1, 1e-3: 0}
