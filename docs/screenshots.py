@@ -3,6 +3,7 @@
 python docs/screenshots.py RUN, a run that TensorBoard has watched
 """
 
+import json
 import os
 import pty
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import termios
 import time
+import urllib.parse
 import urllib.request
 from contextlib import suppress
 from itertools import groupby
@@ -21,6 +23,7 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
@@ -37,6 +40,7 @@ PICTURES = {
     ),
     "training.png": ("python train.py experiment=smoke output_dir=outputs/smoke overwrite=true",),
 }
+CURVES = ("train/loss_step", "val/whole_pancreas_dsc", "val/lesion_dsc", "val/macro_f1")
 PATIENCE_S = 300
 
 
@@ -89,12 +93,21 @@ def line_of(row):
     cells = [row[x] for x in range(COLUMNS)]
     while cells and cells[-1].data == " ":
         cells.pop()
-    runs = groupby(cells, key=lambda cell: COLOURS.get(cell.fg, f"#{cell.fg}"))
-    return [("".join(cell.data for cell in some), colour) for colour, some in runs]
+    runs = groupby(cells, key=lambda cell: cell.fg.removeprefix("bright"))
+    return [("".join(cell.data for cell in some), COLOURS.get(fg, f"#{fg}")) for fg, some in runs]
 
 
 def save_tensorboard(run, folder):
-    """The scalars and the pictures of a run, in a browser."""
+    """Curves and pictures of a run, pinned to the top of TensorBoard's page in a browser."""
+    board = EventAccumulator(str(run), size_guidance={"images": 0}).Reload()
+    overlays = [tag for tag in board.Tags()["images"] if tag.startswith("overlay/")]
+    pages = {
+        "curves": [{"plugin": "scalars", "tag": tag} for tag in CURVES],
+        "images": [
+            {"plugin": "images", "tag": tag, "sample": 0, "runId": "defaultExperimentId/."}
+            for tag in overlays[:4]
+        ],
+    }
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -103,18 +116,19 @@ def save_tensorboard(run, folder):
     )
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
-    for flag in ("--headless=new", "--no-sandbox", "--window-size=1280,900", "--hide-scrollbars"):
+    for flag in ("--headless=new", "--no-sandbox", "--window-size=1280,1180", "--hide-scrollbars"):
         options.add_argument(flag)
     try:
         wait_for(f"http://localhost:{port}")
         driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
         driver.set_page_load_timeout(PATIENCE_S)
-        for page in ("timeseries", "images"):
-            driver.get(f"http://localhost:{port}/#{page}")
+        for page, cards in pages.items():
+            pinned = urllib.parse.quote(json.dumps(cards))
+            driver.get(f"http://localhost:{port}/?smoothing=0&pinnedCards={pinned}#timeseries")
             time.sleep(60)  # it draws when it can; there is no sign of the end
             png = folder / f"tensorboard-{page}.png"
             driver.save_screenshot(str(png))
-            Image.open(png).convert("RGB").quantize(64).save(png, optimize=True)
+            Image.open(png).convert("RGB").quantize(128).save(png, optimize=True)
         driver.quit()
     finally:
         server.terminate()
