@@ -61,7 +61,7 @@ def dataset(config: DictConfig) -> Dataset:
     everything = cases(config.data, workers=workers(config))
     splits = make_splits(everything, _official_folds(config.data))
     split = splits.choose(config.fold)
-    if config.get("overfit_cases"):  # preprocessing has no such key
+    if config.overfit_cases:
         split = _few_cases(split, config.overfit_cases)
         log.warning("overfit_cases: the same %d cases train and validate", len(split.train))
     return Dataset({case.name: case for case in everything}, splits, split)

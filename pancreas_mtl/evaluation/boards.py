@@ -40,7 +40,6 @@ def draw_results(
 ) -> None:
     """Draw every validation case, the charts of its subtypes, and the curves of the run."""
     folder = run_dir / "pictures" / "final"
-    folder.mkdir(parents=True, exist_ok=True)
     draw_overlays(metrics, [run_dir / "validation"], references, folder, workers=workers)
     known = [case for case in metrics.cases if case.subtype is not None]
     truth = np.array([case.subtype for case in known])

@@ -1,12 +1,11 @@
-import importlib.util
 import json
 import math
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 from statistics import mean, median, stdev
 
 import pytest
+from evaluation import report_runs as make
 
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluation.report import write_report
@@ -34,16 +33,6 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if self.inside:
             self.numbers[-1][1] += data
-
-
-def sibling(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-make = sibling("report_runs")
 
 
 @pytest.fixture(scope="module")

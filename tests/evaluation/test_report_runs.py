@@ -1,27 +1,17 @@
 """What is read of a run's folder, and that a report shows what is there and names what is not."""
 
-import importlib.util
 import json
 import re
 import shutil
-from pathlib import Path
 
 import pytest
+from evaluation import report_runs as make
 
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluation.report import write_report
 from pancreas_mtl.evaluation.report.about import describe
 from pancreas_mtl.evaluation.report.runs import read_run, read_runs
 
-
-def sibling(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-make = sibling("report_runs")
 NAMES = ["quiz_0_001", "quiz_1_002"]
 
 

@@ -4,15 +4,14 @@ Thirteen cases are made and packed; all but the largest stand for several.
 """
 
 import csv
-import importlib.util
 import json
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from evaluation import report_runs as make
 from scipy.ndimage import zoom
 
 from pancreas_mtl.evaluation.report import page, write_report
@@ -23,16 +22,6 @@ COPIES = dict.fromkeys(SLICES, 6) | {SLICES[-1]: 5, LARGEST[0]: 1}
 DETAIL = (8, 15, 23)  # bumps of an organ's border along each axis, one in eight voxels of MEDIAN
 SPACING_MM = (2.0, 0.73, 0.73)
 RUNS = ("conservative", "balanced", "aggressive", "seg_focused", "ensemble")
-
-
-def sibling(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-make = sibling("report_runs")
 
 
 def shape_of(slices):

@@ -1,12 +1,11 @@
 import base64
 import gzip
-import importlib.util
 import io
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from evaluation import report_runs as make
 from PIL import Image
 
 from pancreas_mtl.data.images import read_image, read_mask
@@ -28,16 +27,6 @@ from pancreas_mtl.evaluation.report.volumes import (
 SPACING_MM = (2.0, 0.7, 0.9)
 CT_BYTES = 300_000
 BUDGET = Budget(500_000, 60_000)
-
-
-def sibling(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-make = sibling("report_runs")
 
 
 def unpack_ct(sheet):
