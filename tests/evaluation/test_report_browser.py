@@ -1,26 +1,18 @@
 """The report in a real browser: it is loaded from disk and used as a reader would."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("selenium", reason="needs the extra dev")
+from evaluation import browser as chromium
+from evaluation import report_runs as make
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from pancreas_mtl.evaluation.report import write_report
 
-
-def sibling(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-make, chromium = sibling("report_runs"), sibling("browser")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
