@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from commands import call
+from packaging.requirements import Requirement
 from trust.faults import predict, save_ct
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,9 +111,10 @@ def installed():
         if name in needed or name not in known:
             continue
         needed[name] = known[name]
-        for requirement in known[name].requires or []:
-            if "extra ==" not in requirement or name == "pancreas-mtl":
-                todo.append(normal(re.match(r"[A-Za-z0-9._-]+", requirement)[0]))
+        for requirement in map(Requirement, known[name].requires or []):
+            of_an_extra = name == "pancreas-mtl" and "extra ==" in str(requirement.marker)
+            if requirement.marker is None or of_an_extra or requirement.marker.evaluate():
+                todo.append(normal(requirement.name))
     return needed
 
 
