@@ -155,6 +155,7 @@ def to_grid(logits, shape, facts, spacing):
     orders = spline_orders(plan, spacing, step["spline_order"], step["anisotropy_threshold"])
     for axis, (n, order) in enumerate(zip(shape, orders, strict=True)):
         logits = resample_axis(logits, axis + 1, n, order)
+    logits[2] += facts["postprocessing"]["calibration"]["lesion_bias"]
     return logits.argmax(0).astype(np.uint8)
 
 

@@ -9,39 +9,49 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 
 from pancreas_mtl.inference.calibration import Calibration, with_temperature
-from pancreas_mtl.inference.postprocess import clean_up
+from pancreas_mtl.inference.postprocess import WholeScores, clean_up, labels_at
 from pancreas_mtl.metrics.segmentation import dsc
-from pancreas_mtl.types import FloatArray, Label, LabelArray
+from pancreas_mtl.types import FloatArray, Label, LabelArray, Triple
 
 MIN_GAIN_DSC = 1e-4
 MIN_CASES = 10  # with fewer, a temperature would be noise
+MAX_LOSS_DSC = 1e-3  # of the whole pancreas, for the lesion's sake
+LESION_BIASES = (0.0, 1.0, 2.0, 3.0, 4.0)
 LOWEST, HIGHEST = 0.25, 8.0
 MASK_TEMPERATURES = tuple(2 ** (eighth / 8) for eighth in range(-16, 25))  # over the same range
 UNCERTAIN = 0.01  # of pancreas or lesion, from which a voxel counts for the mask's temperature
 MAX_VOXELS = 20_000  # of them per case
 
 
+class MaskScores(NamedTuple):
+    """The DSC of one mask, and what keeping only the largest component adds to each."""
+
+    whole_pancreas: float
+    lesion: float
+    gain_pancreas: float
+    gain_lesion: float
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """One case, as predicted by a model that had not been trained on it; None where not known.
 
-    `probabilities` are those of the subtype, without temperature. The gains are what keeping only
-    the largest component adds to the DSC of the whole pancreas, and of the lesion.
-    `mask_log_loss` is the mean over voxels at each of MASK_TEMPERATURES.
+    `probabilities` are those of the subtype, without temperature; `masks` are scored with each of
+    LESION_BIASES; `mask_log_loss` is the mean over voxels at each of MASK_TEMPERATURES.
     """
 
     name: str
     group: str
     subtype: int | None = None
     probabilities: tuple[float, ...] | None = None
-    gain_pancreas: float | None = None
-    gain_lesion: float | None = None
+    masks: tuple[MaskScores, ...] | None = None
     mask_log_loss: tuple[float, ...] | None = None
 
 
@@ -60,11 +70,15 @@ def fit(cases: Sequence[HeldOut], *, coverage: float, kind: str) -> Calibration:
     ]
     probabilities = np.array([each for each, _ in known], dtype=np.float32)
     subtypes = np.array([subtype for _, subtype in known], dtype=np.int64)
+    masks = [c.masks for c in cases if c.masks is not None]
+    bias = fit_lesion_bias(masks)
+    chosen = [each[LESION_BIASES.index(bias)] for each in masks]
     return Calibration(
         subtype_temperature=fit_temperature(probabilities, subtypes),
         mask_temperature=fit_mask_temperature(c.mask_log_loss for c in cases),
-        largest_pancreas=_worth_it(c.gain_pancreas for c in cases),
-        largest_lesion=_worth_it(c.gain_lesion for c in cases),
+        lesion_bias=bias,
+        largest_pancreas=_worth_it([mask.gain_pancreas for mask in chosen]),
+        largest_lesion=_worth_it([mask.gain_lesion for mask in chosen]),
         coverage=coverage,
         conformity=tuple(sorted(each[subtype] for each, subtype in known)),
         fitted_on=f"{len(cases)} {kind} cases",
@@ -99,21 +113,68 @@ def fit_mask_temperature(curves: Iterable[Sequence[float] | None]) -> float:
     return MASK_TEMPERATURES[int(np.mean(known, axis=0).argmin())] if known else 1.0
 
 
-def _worth_it(gains: Iterable[float | None]) -> bool:
+def fit_lesion_bias(masks: Sequence[Sequence[MaskScores]]) -> float:
+    """The one of LESION_BIASES with the largest mean lesion DSC; 0 for too few cases.
+
+    One that costs the whole pancreas more than MAX_LOSS_DSC is not considered.
+
+    Args:
+        masks: of each case, its scores with each of LESION_BIASES.
+    """
+    if len(masks) < MIN_CASES:
+        return 0.0
+    whole, lesion = np.mean(masks, axis=0)[:, :2].T  # (biases,) each
+    allowed = whole >= whole[0] - MAX_LOSS_DSC
+    return LESION_BIASES[int(np.where(allowed, lesion, -1).argmax())]
+
+
+def _worth_it(gains: Sequence[float]) -> bool:
     """Whether a clean-up raises the mean DSC, as nnU-Net decides it."""
-    known = [gain for gain in gains if gain is not None]
-    return bool(known) and float(np.mean(known)) > MIN_GAIN_DSC
+    return bool(gains) and float(np.mean(gains)) > MIN_GAIN_DSC
 
 
-def clean_up_gains(prediction: LabelArray, reference: LabelArray) -> tuple[float, float]:
-    """What each clean-up adds to the DSC of its region: whole pancreas, lesion."""
-    whole = clean_up(prediction, largest_pancreas=True, largest_lesion=False)
-    lesion = clean_up(prediction, largest_pancreas=False, largest_lesion=True)
-    reference_lesion = reference == Label.LESION
-    return (
-        dsc(whole > 0, reference > 0) - dsc(prediction > 0, reference > 0),
-        dsc(lesion == Label.LESION, reference_lesion)
-        - dsc(prediction == Label.LESION, reference_lesion),
+def lesion_from(logits: FloatArray, shape: Triple, orders: Triple) -> LabelArray:
+    """Which of LESION_BIASES makes a voxel lesion: the first one's index, their number if none.
+
+    Args:
+        logits: (C, d, h, w) at the plan's spacing.
+        shape: `(D, H, W)` of the answer, in the source's grid.
+        orders: spline order per axis.
+    """
+    first = np.full(shape, len(LESION_BIASES), np.uint8)
+    for index, bias in reversed(list(enumerate(LESION_BIASES))):
+        labels = labels_at([WholeScores(logits, bias)], shape, orders=[orders])
+        first[labels == Label.LESION] = index
+    return first
+
+
+def biased(labels: LabelArray, first: npt.NDArray[Any], bias: float) -> LabelArray:
+    """Labels decided without a bias, as one of LESION_BIASES makes them; `lesion_from` is first."""
+    more: LabelArray = np.where(first <= LESION_BIASES.index(bias), np.uint8(Label.LESION), labels)
+    return more
+
+
+def score_masks(
+    prediction: LabelArray, first: npt.NDArray[Any], reference: LabelArray
+) -> tuple[MaskScores, ...]:
+    """The scores of a case with each of LESION_BIASES; `lesion_from` is first."""
+    return tuple(_score(biased(prediction, first, bias), reference) for bias in LESION_BIASES)
+
+
+def _score(prediction: LabelArray, reference: LabelArray) -> MaskScores:
+    def whole(labels: LabelArray) -> float:
+        return dsc(labels > 0, reference > 0)
+
+    def lesion(labels: LabelArray) -> float:
+        return dsc(labels == Label.LESION, reference == Label.LESION)
+
+    largest = clean_up(prediction, largest_pancreas=True, largest_lesion=False)
+    largest_lesion = clean_up(prediction, largest_pancreas=False, largest_lesion=True)
+    return MaskScores(
+        whole(prediction),
+        lesion(prediction),
+        gain_pancreas=whole(largest) - whole(prediction),
+        gain_lesion=lesion(largest_lesion) - lesion(prediction),
     )
 
 

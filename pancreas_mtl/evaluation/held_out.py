@@ -1,6 +1,7 @@
 """Predictions of cases held out from training: the folder `oof/`, and what is made of it.
 
-    oof/<case>.nii.gz              masks without clean-up
+    oof/<case>.nii.gz              masks without bias and clean-up
+    oof/lesion_from/<case>.nii.gz  which bias of the lesion's logit makes a voxel lesion
     oof/subtype_probabilities.csv  as the network gives them, without temperature
     oof/mask_log_loss.csv          of the mask at several temperatures
 
@@ -22,17 +23,20 @@ from typing import Any
 import numpy as np
 
 from pancreas_mtl.data.files import link_or_copy, write_csv
-from pancreas_mtl.data.images import read_mask, write_mask
+from pancreas_mtl.data.images import canonical_shape, read_image, read_mask, write_mask
 from pancreas_mtl.data.pool import map_in_processes
 from pancreas_mtl.data.resample import resample_labels, spline_orders
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluation.calibrate import (
     MASK_TEMPERATURES,
     HeldOut,
-    clean_up_gains,
+    MaskScores,
+    biased,
     cross_fit,
     fit,
+    lesion_from,
     mask_log_losses,
+    score_masks,
 )
 from pancreas_mtl.evaluation.predictions import read_predictions
 from pancreas_mtl.evaluation.references import Reference
@@ -52,6 +56,7 @@ from pancreas_mtl.types import Case, CasePrediction, Volume
 
 KIND = "validation"
 LOSSES = "mask_log_loss.csv"
+LESION_FROM = "lesion_from"
 PARTS = 5  # into which the cases of a single run are divided for cross-fitting
 
 
@@ -64,15 +69,21 @@ def predict_held_out(bundle_dir: Path, cases: Sequence[Case], oof_dir: Path) -> 
     losses: dict[str, tuple[float, ...] | None] = {}
 
     def measure(name: str, volume: Volume, prediction: CasePrediction) -> None:
-        if (path := references[name]) is not None and prediction.logits is not None:
+        if (logits := prediction.logits) is None:
+            return
+        own, plan = volume.spacing_mm, bundle.plan.spacing_mm
+        shape = canonical_shape(volume.source)
+        first = lesion_from(logits, shape, spline_orders(plan, own, order=1))
+        write_mask(oof_dir / LESION_FROM / f"{name}.nii.gz", first, volume.source)
+        if (path := references[name]) is not None:
             mask = read_mask(path, grid=volume.source).array
-            orders = spline_orders(volume.spacing_mm, bundle.plan.spacing_mm, order=1)
-            d, h, w = prediction.logits.shape[1:]
-            small = resample_labels(mask, (d, h, w), orders=orders)
-            losses[name] = mask_log_losses(prediction.logits, small)
+            d, h, w = logits.shape[1:]
+            small = resample_labels(mask, (d, h, w), orders=spline_orders(own, plan, order=1))
+            losses[name] = mask_log_losses(logits, small)
 
     shutil.rmtree(oof_dir, ignore_errors=True)  # an earlier attempt may hold other cases
     open_output(oof_dir, "held out", overwrite=True)
+    (oof_dir / LESION_FROM).mkdir()
     sources = [replace(nifti_source(case.image), name=case.name) for case in cases]
     records = predict_cases(predictor, sources, oof_dir, after_case=measure)
     close_output(oof_dir, records, run_facts(predictor, {"preset": "accurate"}))
@@ -119,33 +130,34 @@ def read_held_out(
     """
     predictions, losses = read_predictions([oof_dir]), read_losses(oof_dir / LOSSES)
     known = {reference.name: reference for reference in references}
-    pairs = [
-        (name, prediction.mask, reference)
+    jobs = [
+        (name, prediction.mask, oof_dir / LESION_FROM / prediction.mask.name, reference)
         for name, prediction in predictions.items()
         if name in known and prediction.mask and (reference := known[name].mask)
     ]
-    gains: dict[str, tuple[float, float]] = {}
-    for (name, *_), outcome in map_in_processes(_gains, pairs, workers=workers, label="clean-up"):
+    masks: dict[str, tuple[MaskScores, ...]] = {}
+    for (name, *_), outcome in map_in_processes(_score, jobs, workers=workers, label="calibrate"):
         if isinstance(outcome, Exception):
             raise outcome
-        gains[name] = outcome
+        masks[name] = outcome
     return [
         HeldOut(
             name=name,
             group=str(position % PARTS) if group_of is None else group_of[name],
             subtype=known[name].subtype if name in known else None,
             probabilities=prediction.probabilities,
-            gain_pancreas=gains[name][0] if name in gains else None,
-            gain_lesion=gains[name][1] if name in gains else None,
+            masks=masks.get(name),
             mask_log_loss=losses.get(name),
         )
         for position, (name, prediction) in enumerate(predictions.items())
     ]
 
 
-def _gains(job: tuple[str, Path, Path]) -> tuple[float, float]:
-    _, prediction, reference = job
-    return clean_up_gains(read_mask(prediction).array, read_mask(reference).array)
+def _score(job: tuple[str, Path, Path, Path]) -> tuple[MaskScores, ...]:
+    _, prediction, first, reference = job
+    return score_masks(
+        read_mask(prediction).array, read_image(first).array, read_mask(reference).array
+    )
 
 
 def write_calibrated(
@@ -161,7 +173,7 @@ def write_calibrated(
         name = raw["name"]
         calibration, prediction = calibrations[name], predictions[name]
         copy_volumes(oof_dir, output_dir, name, with_mask=False)
-        _clean_mask(oof_dir / f"{name}.nii.gz", calibration, output_dir / f"{name}.nii.gz")
+        _finish_mask(oof_dir, f"{name}.nii.gz", calibration, output_dir)
         record = read_record(raw)
         if prediction.probabilities is not None:
             own = [np.array(prediction.probabilities, dtype=np.float32)]
@@ -177,22 +189,25 @@ def write_calibrated(
 
 
 def copy_volumes(source_dir: Path, target_dir: Path, name: str, *, with_mask: bool) -> None:
-    """Link what was predicted of a case into another folder: its maps, and perhaps its mask."""
-    for folder in (*MAPS, *([""] if with_mask else [])):
+    """Link what was predicted of a case into another folder: its maps, and perhaps its mask.
+
+    With the mask goes what makes others of it.
+    """
+    for folder in (*MAPS, *(["", LESION_FROM] if with_mask else [])):
         path = source_dir / folder / f"{name}.nii.gz"
         if path.exists():
             (target_dir / folder).mkdir(exist_ok=True)
             link_or_copy(path, target_dir / folder / path.name)
 
 
-def _clean_mask(source: Path, calibration: Calibration, target: Path) -> None:
-    mask = read_mask(source)
+def _finish_mask(oof_dir: Path, file: str, calibration: Calibration, output_dir: Path) -> None:
+    mask, first = read_mask(oof_dir / file), read_image(oof_dir / LESION_FROM / file)
     cleaned = clean_up(
-        mask.array,
+        biased(mask.array, first.array, calibration.lesion_bias),
         largest_pancreas=calibration.largest_pancreas,
         largest_lesion=calibration.largest_lesion,
     )
-    write_mask(target, cleaned, mask.source)
+    write_mask(output_dir / file, cleaned, mask.source)
 
 
 def write_losses(losses: Mapping[str, Sequence[float] | None], path: Path) -> None:

@@ -8,6 +8,10 @@ from (Vovk et al. 2005). A subtype is excluded where too many held-out cases gav
 a higher probability; for a single model that is the usual split-conformal set (Sadinle et al. 2019,
 doi:10.1080/01621459.2017.1395341). In an ensemble of folds each held-out case is compared with what
 the model says that had not seen it (CV+: Romano et al. 2020, arXiv:2006.02544).
+
+The label with the largest score makes the fewest mistakes, not the largest DSC: for that, a voxel
+whose lesion is less likely than not may have to count as lesion (Lipton et al. 2014,
+arXiv:1402.1892). So the lesion's logit gets a bias before labels are decided.
 """
 
 from __future__ import annotations
@@ -31,13 +35,15 @@ class Calibration:
     """The defaults change nothing, and give no sets.
 
     `conformity` holds the probability, before any temperature, that the model gave to the true
-    subtype of each held-out case; `coverage` is what its sets state. `largest_pancreas` and
-    `largest_lesion` keep only the largest component. `fitted_on` says how many cases of which kind
+    subtype of each held-out case; `coverage` is what its sets state. `lesion_bias` is
+    added to the lesion's logit; then `largest_pancreas` and `largest_lesion` keep only the largest
+    component. `fitted_on` says how many cases of which kind
     it owes to.
     """
 
     subtype_temperature: float = 1.0
     mask_temperature: float = 1.0
+    lesion_bias: float = 0.0
     largest_pancreas: bool = False
     largest_lesion: bool = False
     coverage: float = 0.0
@@ -114,5 +120,7 @@ def _check_bounds(calibration: Calibration) -> None:
     for key in ("subtype_temperature", "mask_temperature"):
         if not 0.01 <= getattr(calibration, key) <= 100:
             raise ValueError(f"{key}={getattr(calibration, key)}")
+    if not abs(calibration.lesion_bias) <= 10:
+        raise ValueError(f"lesion_bias={calibration.lesion_bias}")
     if not all(0 <= p <= 1 for p in (calibration.coverage, *calibration.conformity)):
         raise ValueError("coverage or conformity outside 0 to 1")

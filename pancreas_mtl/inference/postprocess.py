@@ -26,6 +26,20 @@ class Scores(Protocol):
         """Those of the planes `low` to `high` along d; `low` never goes back."""
 
 
+class WholeScores:
+    """Logits `(C, d, h, w)` that are there as a whole; `lesion_bias` is added to the lesion's."""
+
+    def __init__(self, logits: FloatArray, lesion_bias: float = 0.0) -> None:
+        self.logits = logits
+        self.shape = logits.shape
+        self._bias = np.zeros((len(logits), 1, 1, 1), np.float32)
+        self._bias[Label.LESION] = lesion_bias
+
+    def planes(self, low: int, high: int) -> FloatArray:
+        """Those of the planes `low` to `high` along d."""
+        return self.logits[:, low:high] + self._bias
+
+
 class AxisMap(NamedTuple):
     """Linear interpolation of one axis: `(1 - share) * x[below] + share * x[above]`."""
 

@@ -227,6 +227,7 @@ class Predictor:
             windows,
             as_probabilities=len(self.bundles) > 1,
             temperature=bundle.calibration.mask_temperature,
+            lesion_bias=bundle.calibration.lesion_bias,
             keeps_lesion="lesion_candidates" in self.maps,
             keeps_logits=self.keep_logits and model == 0,
         )

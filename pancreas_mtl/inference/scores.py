@@ -9,13 +9,14 @@ from pancreas_mtl.errors import CaseError
 from pancreas_mtl.inference.maps import pooling_shares
 from pancreas_mtl.inference.postprocess import MeanEntropy
 from pancreas_mtl.inference.windows import WindowScores
-from pancreas_mtl.types import FloatArray, Label
+from pancreas_mtl.types import NUM_LABELS, FloatArray, Label
 
 
 class ModelScores:
     """One model's scores at its plan's spacing, and their entropy, plane by plane.
 
-    Probabilities are softened by `temperature`. With `keeps_lesion` the lesion's probability is
+    Probabilities are softened by `temperature`; `lesion_bias` is added to the lesion's logit where
+    labels are decided, and nowhere else. With `keeps_lesion` the lesion's probability is
     kept, with `keeps_logits` the logits, which takes memory by the slice.
     """
 
@@ -25,6 +26,7 @@ class ModelScores:
         *,
         as_probabilities: bool,
         temperature: float = 1.0,
+        lesion_bias: float = 0.0,
         keeps_lesion: bool = False,
         keeps_logits: bool = False,
     ) -> None:
@@ -34,6 +36,8 @@ class ModelScores:
         self.kept: list[FloatArray] = []
         self._as_probabilities = as_probabilities
         self._temperature = temperature
+        self._bias = torch.zeros(NUM_LABELS, 1, 1, 1)
+        self._bias[Label.LESION] = lesion_bias
         self._keeps_logits = keeps_logits
         self._seen = 0  # planes whose entropy is counted
         self._lesion = np.zeros(self.shape[1:], np.float32) if keeps_lesion else None
@@ -53,8 +57,10 @@ class ModelScores:
         if self._lesion is not None:
             self._lesion[first:high] = softened.softmax(dim=0)[Label.LESION].cpu().numpy()
         self._seen = max(self._seen, high)
-        scores = softened.softmax(dim=0) if self._as_probabilities else logits
-        return scores[:, low - first :].cpu().numpy()
+        scores = logits[:, low - first :] + self._bias.to(logits.device)
+        if self._as_probabilities:
+            scores = (scores / self._temperature).softmax(dim=0)
+        return scores.cpu().numpy()
 
     @property
     def maps(self) -> dict[str, FloatArray]:

@@ -130,6 +130,7 @@ def _postprocessing(bundle: Bundle) -> list[dict[str, Any]]:
             "keys": "segmentation",
             "image_key": "image",
             "spacing_mm": list(bundle.plan.spacing_mm),
+            "lesion_bias": float(bundle.calibration.lesion_bias),
             "largest_pancreas": bool(bundle.calibration.largest_pancreas),
             "largest_lesion": bool(bundle.calibration.largest_lesion),
         },

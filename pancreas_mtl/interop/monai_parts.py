@@ -27,10 +27,10 @@ from torch import Tensor
 
 from pancreas_mtl.data.resample import resample, spline_orders, target_shape
 from pancreas_mtl.inference.calibration import with_temperature
-from pancreas_mtl.inference.postprocess import clean_up, labels_at
+from pancreas_mtl.inference.postprocess import WholeScores, clean_up, labels_at
 from pancreas_mtl.inference.windows import predict_windows
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
-from pancreas_mtl.types import FloatArray, Intensity, Plan, Triple, TripleMm
+from pancreas_mtl.types import Intensity, Plan, Triple, TripleMm
 
 
 def multitask_network(plan: Mapping[str, Any], model: Mapping[str, Any]) -> MultitaskUNet:
@@ -87,6 +87,7 @@ class ToSourceGridd(MapTransform):
         keys: of the logits.
         image_key: of the image as `ToSpacingd` left it.
         spacing_mm: of the plan.
+        lesion_bias: added to the lesion's logit.
         largest_pancreas: keep only the largest component of the whole pancreas.
         largest_lesion: keep only the largest lesion.
     """
@@ -97,12 +98,14 @@ class ToSourceGridd(MapTransform):
         image_key: str,
         spacing_mm: TripleMm,
         *,
+        lesion_bias: float,
         largest_pancreas: bool,
         largest_lesion: bool,
     ) -> None:
         super().__init__(keys)
         self.image_key = image_key
         self.spacing_mm = _three(spacing_mm)
+        self.lesion_bias = lesion_bias
         self.largest = {"largest_pancreas": largest_pancreas, "largest_lesion": largest_lesion}
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -115,24 +118,12 @@ class ToSourceGridd(MapTransform):
         source = MetaTensor(torch.zeros(1, d, h, w), affine=affine)
         orders = spline_orders(self.spacing_mm, _spacing_mm(source), order=1)
         for key in self.key_iterator(done):
-            scores = WholeScores(done[key].cpu().numpy())
+            scores = WholeScores(done[key].cpu().numpy(), self.lesion_bias)
             labels = clean_up(labels_at([scores], (d, h, w), orders=[orders]), **self.largest)
             oriented = MetaTensor(torch.from_numpy(labels)[None], meta=dict(meta))
             oriented.affine = affine
             done[key] = Orientation(axcodes=file_axes, labels=None)(oriented)
         return done
-
-
-class WholeScores:
-    """Logits `(C, d, h, w)` that are there as a whole, for `labels_at`."""
-
-    def __init__(self, logits: FloatArray) -> None:
-        self.logits = logits
-        self.shape = logits.shape
-
-    def planes(self, low: int, high: int) -> FloatArray:
-        """Those of the planes `low` to `high` along d."""
-        return self.logits[:, low:high]
 
 
 class MultitaskInferer(Inferer):

@@ -124,6 +124,7 @@ def _postprocessing(bundle: Bundle) -> dict[str, Any]:
                 "anisotropy_threshold": ANISOTROPY_THRESHOLD,
                 "anisotropic_axis": _ANISOTROPIC,
             },
+            {"step": "add lesion_bias to the channel of label 2"},
             {"step": "argmax over channels"},
             {
                 "step": "keep the largest component, 26-connected",

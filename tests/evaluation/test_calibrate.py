@@ -1,17 +1,27 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
 from pancreas_mtl.evaluation.calibrate import (
+    LESION_BIASES,
     MASK_TEMPERATURES,
     HeldOut,
-    clean_up_gains,
+    MaskScores,
+    biased,
     cross_fit,
     fit,
+    fit_lesion_bias,
     fit_mask_temperature,
     fit_temperature,
+    lesion_from,
     mask_log_losses,
+    score_masks,
 )
 from pancreas_mtl.inference.calibration import with_temperature
+from pancreas_mtl.inference.postprocess import WholeScores, labels_at
+from pancreas_mtl.inference.scores import ModelScores
 from pancreas_mtl.metrics.subtype import ece
 
 
@@ -54,21 +64,89 @@ def test_certain_background_does_not_count():
     assert fit_mask_temperature([None]) == 1
 
 
-def test_gains_of_the_largest_component():
-    reference = np.zeros((6, 6, 12), np.uint8)
-    reference[1:5, 1:5, 1:5] = 1
-    reference[2:4, 2:4, 2:4] = 2
+@pytest.fixture
+def reference():
+    """A pancreas of 64 voxels, 8 of which are a lesion."""
+    labels = np.zeros((6, 6, 12), np.uint8)
+    labels[1:5, 1:5, 1:5] = 1
+    labels[2:4, 2:4, 2:4] = 2
+    return labels
+
+
+def test_gains_of_the_largest_component(reference):
+    never = np.full_like(reference, len(LESION_BIASES))
     prediction = reference.copy()
-    assert clean_up_gains(prediction, reference) == (0, 0)
+    assert set(score_masks(prediction, never, reference)) == {(1, 1, 0, 0)}
     prediction[0, 0, 11] = 2
-    whole, lesion = clean_up_gains(prediction, reference)
-    assert whole == pytest.approx(1 - 2 * 64 / 129)
-    assert lesion == pytest.approx(1 - 2 * 8 / 17)
+    (scores,) = set(score_masks(prediction, never, reference))
+    assert scores.gain_pancreas == pytest.approx(1 - 2 * 64 / 129) == 1 - scores.whole_pancreas
+    assert scores.gain_lesion == pytest.approx(1 - 2 * 8 / 17) == 1 - scores.lesion
+
+
+def test_masks_are_scored_with_each_bias(reference):
+    """The lesion has all its voxels from the third bias on; from the fourth on, ten too many."""
+    prediction, first = reference.clip(max=1), np.full_like(reference, len(LESION_BIASES))
+    first[reference == 2] = 2
+    first[0, 0, :10] = 3
+    lesions = [scores.lesion for scores in score_masks(prediction, first, reference)]
+    assert lesions == pytest.approx([0, 0, 1, 2 * 8 / 26, 2 * 8 / 26])
+    wholes = [scores.whole_pancreas for scores in score_masks(prediction, first, reference)]
+    assert wholes == pytest.approx([1, 1, 1, 128 / 138, 128 / 138])
+
+
+def test_what_a_bias_changes_is_what_prediction_changes_with_it():
+    """In another grid than the plan's, with a model's scores as `predict.py` takes them."""
+    logits = np.random.default_rng(0).normal(scale=3, size=(3, 6, 9, 8)).astype(np.float32)
+    shape, orders = (11, 7, 8), (0, 1, 1)
+    first = lesion_from(logits, shape, orders)
+    plain = labels_at([WholeScores(logits)], shape, orders=[orders])
+    assert len(np.unique(first)) == 1 + len(LESION_BIASES)
+    windows = SimpleNamespace(
+        shape=logits.shape, planes=lambda low, high: torch.from_numpy(logits[:, low:high])
+    )
+    entropies = set()
+    for bias in LESION_BIASES:
+        scores = ModelScores(windows, as_probabilities=False, lesion_bias=bias)
+        answer = labels_at([scores], shape, orders=[orders])
+        np.testing.assert_array_equal(biased(plain, first, bias), answer)
+        entropies.add(scores.entropy.value)
+        softened = ModelScores(windows, as_probabilities=True, temperature=2.5, lesion_bias=bias)
+        np.testing.assert_array_equal(
+            softened.planes(0, 6).argmax(0), WholeScores(logits, bias).planes(0, 6).argmax(0)
+        )
+    assert len(entropies) == 1, "the uncertainty is the network's"
+
+
+def masks(lesion, whole=(0.9, 0.9, 0.9, 0.9, 0.9)):
+    return [MaskScores(w, value, 0, 0) for value, w in zip(lesion, whole, strict=True)]
+
+
+def test_the_bias_is_the_one_with_the_best_lesions():
+    cases = [masks((0.2, 0.3, 0.5, 0.4, 0.4))] * 6 + [masks((0.2, 0.4, 0.4, 0.5, 0.1))] * 6
+    assert fit_lesion_bias(cases) == LESION_BIASES[2]
+    assert fit_lesion_bias(cases[:9]) == 0, "too few cases"
+    assert fit_lesion_bias([masks((0.5,) * 5)] * 10) == 0, "nothing gained"
+
+
+def test_the_bias_leaves_the_whole_pancreas_alone():
+    cases = [masks((0.2, 0.3, 0.5, 0.4, 0.4), whole=(0.9, 0.9, 0.898, 0.8992, 0.8))] * 10
+    assert fit_lesion_bias(cases) == LESION_BIASES[3]
+
+
+def test_a_clean_up_is_judged_on_the_masks_that_it_will_clean():
+    """Worth it with the chosen bias, harmful without."""
+    scores = [MaskScores(0.9, 0.1, -0.1, -0.1), *[MaskScores(0.9, 0.2, 0.1, 0.1)] * 4]
+    fitted = fit(
+        [HeldOut(str(n), "a", masks=tuple(scores)) for n in range(10)], coverage=0.9, kind="x"
+    )
+    assert fitted.lesion_bias == LESION_BIASES[1]
+    assert fitted.largest_pancreas
+    assert fitted.largest_lesion
 
 
 def case(group, gain, name="a"):
-    probabilities = (0.6, 0.3, 0.1)
-    return HeldOut(name, group, 0, probabilities, gain, -gain, None)
+    scores = MaskScores(0.9, 0.5, gain, -gain)
+    return HeldOut(name, group, 0, (0.6, 0.3, 0.1), (scores,) * len(LESION_BIASES))
 
 
 def test_a_group_is_calibrated_by_the_others():

@@ -10,9 +10,10 @@ import torch
 import yaml
 
 from pancreas_mtl import Predictor
-from pancreas_mtl.data.images import read_image, read_mask
+from pancreas_mtl.data.images import read_image, read_mask, to_source
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluate import main
+from pancreas_mtl.evaluation.calibrate import LESION_BIASES
 from pancreas_mtl.evaluation.cross_validation import cross_validate, find_runs, gather
 from pancreas_mtl.evaluation.held_out import (
     LOSSES,
@@ -20,6 +21,7 @@ from pancreas_mtl.evaluation.held_out import (
     predict_held_out,
     read_held_out,
     read_losses,
+    write_calibrated,
 )
 from pancreas_mtl.evaluation.references import Reference
 from pancreas_mtl.inference.bundle import load_bundle, save_bundle
@@ -102,8 +104,8 @@ def test_held_out_predictions_are_raw_and_come_with_the_masks_losses(runs, cases
     )
     assert found.keys() == {cases[0].name, cases[1].name}
     assert read_losses(oof / LOSSES).keys() == {cases[1].name}, "the first has no mask"
-    assert found[cases[0].name].gain_lesion is None
-    assert found[cases[1].name].gain_lesion is not None
+    assert found[cases[0].name].masks is None
+    assert len(found[cases[1].name].masks) == len(LESION_BIASES)
 
 
 def test_one_runs_cases_are_calibrated_without_themselves(runs, cases, tmp_path):
@@ -115,6 +117,25 @@ def test_one_runs_cases_are_calibrated_without_themselves(runs, cases, tmp_path)
     assert len(rows) == 6
     assert {row["conformal_set"] for row in rows} == {"0|1|2"}, "too few cases exclude nothing"
     assert read_mask(tmp_path / "out" / f"{cases[0].name}.nii.gz").array.shape == (8, 12, 12)
+
+
+def test_a_calibrated_case_is_what_prediction_gives_with_that_calibration(runs, cases, tmp_path):
+    calibration = Calibration(
+        subtype_temperature=2.0, lesion_bias=LESION_BIASES[1], largest_lesion=True
+    )
+    oof, bundle = runs[0] / "oof", tmp_path / "bundle"
+    each = {case.name: calibration for case in cases[::2]}
+    write_calibrated(oof, each, tmp_path / "calibrated")
+    shutil.copytree(runs[0] / "bundle", bundle)
+    save_calibration(bundle, calibration)
+    predictor, changed = Predictor.from_bundle(bundle), []
+    for case in cases[::2]:
+        volume = read_image(case.image)
+        expected = to_source(predictor.predict(volume).labels, volume.source)
+        written = nib.load(tmp_path / "calibrated" / f"{case.name}.nii.gz").get_fdata()
+        np.testing.assert_array_equal(written, expected)
+        changed.append((nib.load(oof / f"{case.name}.nii.gz").get_fdata() != written).any())
+    assert any(changed)
 
 
 @pytest.fixture(scope="module")

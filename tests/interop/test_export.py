@@ -46,7 +46,7 @@ def model(plan, tmp_path_factory):
     torch.manual_seed(3)
     folder = tmp_path_factory.mktemp("model") / "bundle"
     network = MultitaskUNet(plan, NetworkConfig(**MODEL | {"stages": (0, 1)}))
-    calibration = Calibration(subtype_temperature=1.7, largest_lesion=True)
+    calibration = Calibration(subtype_temperature=1.7, lesion_bias=-0.1, largest_lesion=True)
     save_bundle(folder, network.state_dict(), plan, {"model": MODEL}, calibration)
     return folder
 
@@ -70,8 +70,12 @@ def ct(tmp_path_factory):
 def expected(model, ct):
     """What the predictor answers, with the labels in the axes of the file."""
     volume = read_image(ct)
-    answer = Predictor.from_bundle(model, device="cpu", precision="fp32").predict(volume)
+    bundle = load_bundle(model)
+    answer = Predictor([bundle], device="cpu", precision="fp32").predict(volume)
+    raw = replace(bundle, calibration=replace(bundle.calibration, lesion_bias=0.0))
+    plain = Predictor([raw], device="cpu", precision="fp32").predict(volume)
     assert len(np.unique(answer.labels)) > 1
+    assert (answer.labels != plain.labels).any()
     return to_source(answer.labels, volume.source), answer.subtype_probabilities
 
 
@@ -399,7 +403,7 @@ def test_a_missing_extra_is_named(name, package, extra, model, tmp_path, monkeyp
 
 def test_the_exports_know_every_part_of_a_calibration():
     """Who adds one has to add it to monai_parts.py and docs/examples/onnx_case.py too."""
-    applied = {"subtype_temperature", "largest_pancreas", "largest_lesion"}
+    applied = {"subtype_temperature", "lesion_bias", "largest_pancreas", "largest_lesion"}
     described = {"coverage", "conformity"}  # conformal sets: in processing.json
     no_answer = {"mask_temperature", "fitted_on"}  # of an entropy; of a person
     assert {field.name for field in fields(Calibration)} == applied | described | no_answer
