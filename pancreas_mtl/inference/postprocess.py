@@ -15,6 +15,7 @@ from torch import Tensor
 from pancreas_mtl.types import FloatArray, Label, LabelArray, Triple
 
 SLAB = 16  # slices of the source's grid that are held as floats at once
+VOXELS_AT_ONCE = 1 << 24  # that are counted, as counting takes a copy in 64 bits
 
 
 class Scores(Protocol):
@@ -160,7 +161,10 @@ def largest_component(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     components, count = ndimage.label(mask[boxes[0]], structure=np.ones((3, 3, 3)))
     if count <= 1:
         return mask
-    sizes = np.bincount(components.ravel())
+    flat = components.reshape(-1)
+    sizes = np.zeros(count + 1, np.int64)
+    for start in range(0, len(flat), VOXELS_AT_ONCE):
+        sizes += np.bincount(flat[start : start + VOXELS_AT_ONCE], minlength=count + 1)
     sizes[0] = 0
     kept = np.zeros_like(mask)
     kept[boxes[0]] = components == sizes.argmax()

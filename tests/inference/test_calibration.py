@@ -107,7 +107,15 @@ def test_a_set_may_be_empty():
 
 def test_round_trip(tmp_path):
     assert read_calibration(tmp_path) == Calibration()
-    calibration = Calibration(2.0, 1.5, True, False, 0.9, (0.1, 0.5), "2 validation cases")
+    calibration = Calibration(
+        subtype_temperature=2.0,
+        mask_temperature=1.5,
+        lesion_bias=3.0,
+        largest_pancreas=True,
+        coverage=0.9,
+        conformity=(0.1, 0.5),
+        fitted_on="2 validation cases",
+    )
     save_calibration(tmp_path, calibration)
     assert read_calibration(tmp_path) == calibration
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from pancreas_mtl.inference import postprocess
 from pancreas_mtl.inference.postprocess import (
     MeanEntropy,
     axis_map,
@@ -87,6 +88,16 @@ def test_diagonal_voxels_are_one_component():
     mask = np.zeros((3, 3, 3), bool)
     mask[0, 0, 0] = mask[1, 1, 1] = True
     assert largest_component(mask).sum() == 2
+
+
+def test_components_are_counted_part_by_part(monkeypatch):
+    """Each half of the larger one is smaller than the other component."""
+    mask = np.zeros((4, 3, 10), bool)
+    mask[0, 0, :6] = mask[1:3, 2, 2:7] = True
+    monkeypatch.setattr(postprocess, "VOXELS_AT_ONCE", 42)
+    kept = largest_component(mask)
+    assert kept.sum() == 10
+    assert not kept[0].any()
 
 
 def test_empty_mask_stays_empty():

@@ -140,6 +140,8 @@ TEXTS = {
     "no calibration": ("calibration.json", b"[]", "calibration.json: not a calibration"),
     "calibration of zero": ("calibration.json", b'{"subtype_temperature": 0}', "temperature=0"),
     "calibration nan": ("calibration.json", b'{"subtype_temperature": NaN}', "temperature=nan"),
+    "bias nan": ("calibration.json", b'{"lesion_bias": NaN}', "lesion_bias=nan"),
+    "bias": ("calibration.json", b'{"lesion_bias": 1e9}', "lesion_bias=1000000000.0"),
     "calibration text": ("calibration.json", b'{"subtype_temperature": "x"}', "not a calibration"),
     "pickle for weights": (
         "model.safetensors",
