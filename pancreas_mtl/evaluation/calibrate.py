@@ -149,7 +149,7 @@ def lesion_from(logits: FloatArray, shape: Triple, orders: Triple) -> LabelArray
 
 
 def biased(labels: LabelArray, first: npt.NDArray[Any], bias: float) -> LabelArray:
-    """Labels decided without a bias, as one of LESION_BIASES makes them; `lesion_from` is first."""
+    """Labels without a bias, changed by one of LESION_BIASES; `first` is `lesion_from`'s."""
     more: LabelArray = np.where(first <= LESION_BIASES.index(bias), np.uint8(Label.LESION), labels)
     return more
 
@@ -157,7 +157,7 @@ def biased(labels: LabelArray, first: npt.NDArray[Any], bias: float) -> LabelArr
 def score_masks(
     prediction: LabelArray, first: npt.NDArray[Any], reference: LabelArray
 ) -> tuple[MaskScores, ...]:
-    """The scores of a case with each of LESION_BIASES; `lesion_from` is first."""
+    """The scores of a case with each of LESION_BIASES; `first` is `lesion_from`'s."""
     return tuple(_score(biased(prediction, first, bias), reference) for bias in LESION_BIASES)
 
 
