@@ -36,7 +36,7 @@ def main(config: DictConfig) -> None:
         folder = Path(config.model_folder) if config.model_folder else None
         text = benchmark_inference(
             sides,
-            Model(folder, config.fold, config.checkpoint),
+            Model(folder, config.fold, config.checkpoint, config.model_minutes),
             plan,
             sizes,
             engine=config.engine or ("torch" if device.startswith("cuda") else "openvino"),

@@ -44,11 +44,24 @@ class Sides:
 
 @dataclass(frozen=True)
 class Model:
-    """An nnU-Net model that both run; without a folder, one with random weights is made."""
+    """An nnU-Net model that both run.
+
+    Without a folder, nnU-Net makes one and trains it for so many minutes on the cases themselves,
+    with patches of half the size, so that masks look like masks; 0 leaves the weights random.
+    """
 
     folder: Path | None = None
     fold: int | str = 0
     checkpoint: str = "checkpoint_final.pth"
+    minutes: float = 0.0
+
+    def __str__(self) -> str:
+        """Where the weights come from."""
+        if self.folder:
+            return str(self.folder)
+        if self.minutes:
+            return f"trained for {self.minutes:g} minutes on the cases themselves"
+        return "random: the masks are noise and DSC says little"
 
 
 def benchmark_inference(
@@ -67,35 +80,40 @@ def benchmark_inference(
     Args:
         sides: both programs.
         model: whose weights they share.
-        plan: of a model with random weights.
+        plan: of a model that is made.
         sizes: of the cases.
         engine: of ours.
         precision: of ours.
-        pairs: rounds after the first one, which is the cold one.
-        largest: also predict the quiz's largest case once, for the memory.
+        pairs: rounds after the first one, in which a single case is predicted for the cold start.
+        largest: also predict the quiz's largest case once, in one pass, for the memory.
     """
     work = sides.work
     names = write_cases(work / "cases", sizes, small=not largest)
+    write_cases(work / "first", sizes[:1], small=not largest)
     with ExitStack() as stack:
         stock = stack.enter_context(sides.stock())
         ours = {name: stack.enter_context(sides.ours(name)) for name in PRESETS}
         everyone = {"stock": stock, **ours}
         loads = _load(work, model, plan, everyone, engine=engine, precision=precision)
-        asked = {
-            name: _predicting(side, work / "cases" / "images", work / name)
-            for name, side in everyone.items()
-        }
-        first, warm = in_turn(asked, pairs=pairs)
+        one, asked = (
+            {
+                name: _predicting(side, work / part / "images", work / part / name)
+                for name, side in everyone.items()
+            }
+            for part in ("first", "cases")
+        )
+        first, warm = in_turn(asked, pairs=pairs, warm_up=one)
         limit = ours["fast"].ask("limit")["gflop_per_s"]
         largest_rows = _largest_case(work, stock, ours["accurate"]) if largest else []
-    agreement = {preset: _lowest_dsc(names, work / "stock", work / preset) for preset in PRESETS}
+    masks = work / "cases"
+    agreement = {name: _lowest_dsc(names, masks / "stock", masks / name) for name in PRESETS}
     cold = {
         name: side.start_s + loads[name]["seconds"] + first[name]["seconds"]
         for name, side in everyone.items()
     }
     rows = [one for p in PRESETS for one in _rows(p, warm, cold, agreement[p], limit)]
     facts = {
-        "weights": str(model.folder or "random: the masks are noise and DSC says little"),
+        "weights": str(model),
         "windows": [windows(size, load_plan(work / "bundle" / "plan.json")) for size in sizes],
         "device": sides.device,
         "engine": engine,
@@ -114,7 +132,15 @@ def _load(
     """Load the rival's model, and its weights as a bundle."""
     folder = model.folder or work / "model"
     if model.folder is None:
-        sides["stock"].ask("make_model", folder=str(folder), plan=asdict(plan))
+        half = [n // 2 for n in plan.patch_size]
+        sides["stock"].ask(
+            "make_model",
+            folder=str(folder),
+            plan=asdict(plan),
+            cases=str(work / "cases"),
+            patch_size=half,
+            minutes=model.minutes,
+        )
     origin = {"folder": str(folder), "fold": model.fold, "checkpoint": model.checkpoint}
     bundle = str(work / "bundle")
     sides["accurate"].ask("import_model", **origin, bundle=bundle)
@@ -125,8 +151,9 @@ def _load(
     }
 
 
-def _predicting(side: Side, inputs: Path, output_dir: Path) -> Any:
-    return lambda: side.ask("predict", inputs=str(inputs), output_dir=str(output_dir))
+def _predicting(side: Side, inputs: Path, output_dir: Path, *, mirror: bool = True) -> Any:
+    folders = {"inputs": str(inputs), "output_dir": str(output_dir)}
+    return lambda: side.ask("predict", **folders, mirror=mirror)
 
 
 def _rows(
@@ -148,7 +175,7 @@ def _rows(
             [one["seconds"] for one in ours],
             note=f"DSC of the two masks >= {lowest_dsc:.4f}",
         ),
-        row(f"`{preset}`, cold start", [cold["stock"]], [cold[preset]]),
+        row(f"`{preset}`, one case, with start and loading", [cold["stock"]], [cold[preset]]),
         row(
             f"`{preset}`, network",
             [one["stages"]["network"] for one in stock],
@@ -175,11 +202,11 @@ def gpu_memory(what: str, stock: Sequence[Answer], ours: Sequence[Answer]) -> li
 
 
 def _largest_case(work: Path, stock: Side, ours: Side) -> list[Row]:
-    """Peak memory of both over the quiz's largest case."""
+    """Peak memory of both over the quiz's largest case; mirroring would add time alone."""
     write_cases(work / "largest", [LARGEST])
     images = work / "largest" / "images"
     peaks = [
-        _predicting(side, images, work / f"largest_{side.name}")()["peak_mb"]
+        _predicting(side, images, work / "largest" / side.name, mirror=False)()["peak_mb"]
         for side in (stock, ours)
     ]
     size = " x ".join(map(str, LARGEST[0]))

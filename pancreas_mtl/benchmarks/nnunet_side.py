@@ -131,14 +131,33 @@ def save_model(folder: Path, plans: dict, trainer: nnUNetTrainer) -> None:
 class Tasks:
     """What can be asked for; each answers with what there is to say beside the time."""
 
-    def make_model(self, folder: str, plan: dict) -> dict:
-        """A model with random weights, that sees every label somewhere."""
+    def make_model(
+        self, folder: str, plan: dict, cases: str, patch_size: list[int], minutes: float
+    ) -> dict:
+        """A model trained on these cases for so long; after no minute, its weights are random."""
         torch.manual_seed(0)
-        plans = plans_of(plan)
-        trainer = trainer_of(plans)
-        level_logits(trainer.network, [2 * n for n in strides_of(plan)])
-        save_model(Path(folder), plans, trainer)
-        return {}
+        trainer = trainer_of(plans_of(plan))
+        if minutes:
+            steps = self.train(trainer, cases, {**plan, "patch_size": patch_size}, minutes)
+        else:
+            steps = 0
+            level_logits(trainer.network, [2 * n for n in strides_of(plan)])
+        save_model(Path(folder), plans_of(plan), trainer)
+        return {"steps": steps}
+
+    def train(self, trainer: nnUNetTrainer, cases: str, plan: dict, minutes: float) -> int:
+        """Steps of its own trainer on patches of its own loader, until the time is over."""
+        end_s = time.monotonic() + 60 * minutes
+        preprocessed = str(Path(cases, "preprocessed"))
+        for mask in sorted(Path(cases, "masks").glob("*.nii.gz")):
+            image = Path(cases, "images", mask.name.replace(".nii.gz", "_0000.nii.gz"))
+            self.preprocess(str(image), str(mask), preprocessed, plan)
+        self.open_patches(preprocessed, plan)
+        steps = 0
+        while time.monotonic() < end_s:
+            print(steps, trainer.train_step(next(self.patches))["loss"], flush=True)
+            steps += 1
+        return steps
 
     def load(self, folder: str, fold: int | str, checkpoint: str) -> dict:
         """Load a model as nnUNetv2_predict_from_modelfolder does."""
@@ -156,9 +175,10 @@ class Tasks:
         self.predictor.predict_logits_from_preprocessed_data = timed
         return {}
 
-    def predict(self, inputs: str, output_dir: str) -> dict:
+    def predict(self, inputs: str, output_dir: str, mirror: bool) -> dict:
         """A folder of images, with the processes that the command takes by default."""
         self.network_s = 0.0
+        self.predictor.use_mirroring = mirror
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         self.predictor.predict_from_files(
             inputs, output_dir, num_processes_preprocessing=3, num_processes_segmentation_export=3

@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,12 @@ class Tasks:
         )
         self.counted = CountedEngine(self.predictor.engines[0])
         self.predictor.engines = [self.counted]
+        self.preset = self.predictor.preset
         return {"precision": self.counted.precision}
 
-    def predict(self, inputs: str, output_dir: str) -> dict[str, Any]:
+    def predict(self, inputs: str, output_dir: str, mirror: bool) -> dict[str, Any]:
         """A folder of images, as predict.py does; seconds per stage overlap."""
+        self.predictor.preset = self.preset if mirror else replace(self.preset, mirror_axes=())
         self.counted.voxels, self.counted.seconds = 0, 0.0
         open_output(Path(output_dir), "benchmark", overwrite=True)
         sources = [nifti_source(path) for path in find_images(Path(inputs))]

@@ -40,12 +40,27 @@ class Row:
 
 
 def in_turn(
-    asked: Mapping[str, Callable[[], Answer]], *, pairs: int
+    asked: Mapping[str, Callable[[], Answer]],
+    *,
+    pairs: int,
+    warm_up: Mapping[str, Callable[[], Answer]] | None = None,
 ) -> tuple[dict[str, Answer], dict[str, list[Answer]]]:
-    """The first answer of each, which warms it up, then those of so many rounds."""
-    first = {name: ask() for name, ask in asked.items()}
-    rounds = [{name: ask() for name, ask in asked.items()} for _ in range(pairs)]
+    """The first answer of each, which warms it up, then those of so many rounds.
+
+    Prints the seconds of every answer as it comes, since all of them can take hours.
+    """
+    first = {name: _announced("warm-up", name, ask) for name, ask in (warm_up or asked).items()}
+    rounds = [
+        {name: _announced(f"{number}/{pairs}", name, ask) for name, ask in asked.items()}
+        for number in range(1, pairs + 1)
+    ]
     return first, {name: [one[name] for one in rounds] for name in asked}
+
+
+def _announced(what: str, name: str, ask: Callable[[], Answer]) -> Answer:
+    answer = ask()
+    print(f"{what} {name}: {answer['seconds']:.2f} s", flush=True)
+    return answer
 
 
 def row(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from pancreas_mtl.losses.segmentation import segmentation_loss
@@ -26,13 +27,14 @@ class LossConfig:
 
     `subtype_weight` is reached by a linear ramp over the share `ramp` of the training, after the
     share `wait` without the subtype's loss. Shares, so that a short training is a small copy of a
-    long one.
+    long one. `lesion_weighted` lets a patch count by its share of the lesion.
     """
 
     subtype_weight: float = 0.5
     wait: float = 0.0
     ramp: float = 0.05
     label_smoothing: float = 0.0
+    lesion_weighted: bool = True
 
 
 def joint_loss(
@@ -40,10 +42,11 @@ def joint_loss(
 ) -> LossParts:
     """Segmentation loss plus weighted subtype loss; labels that are missing are left out."""
     segmentation = segmentation_loss(output.segmentation, batch.mask)
+    weight = lesion_weight(batch.mask, batch.lesion_vox)
     subtype = subtype_loss(
         output.subtype,
         batch.subtype,
-        lesion_weight(batch.mask, batch.lesion_vox),
+        weight if config.lesion_weighted else torch.ones_like(weight),
         label_smoothing=config.label_smoothing,
     )
     return LossParts(

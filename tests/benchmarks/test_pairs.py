@@ -17,6 +17,13 @@ def test_rounds_alternate_after_a_warm_up():
     assert [one["seconds"] for one in warm["b"]] == [4, 6, 8]
 
 
+def test_another_warm_up_takes_the_place_of_the_first_round(capsys):
+    asked = {"a": lambda: {"seconds": 9.0}}
+    first, warm = in_turn(asked, pairs=1, warm_up={"a": lambda: {"seconds": 1.0}})
+    assert (first, warm) == ({"a": {"seconds": 1.0}}, {"a": [{"seconds": 9.0}]})
+    assert capsys.readouterr().out == "warm-up a: 1.00 s\n1/1 a: 9.00 s\n"
+
+
 def test_the_ratio_is_taken_pair_by_pair():
     compared = row("x", [10, 20, 90], [5, 4, 10])
     assert (compared.stock, compared.ours) == (20, 5)

@@ -126,3 +126,16 @@ def test_joint_loss_is_the_weighted_sum_of_its_parts():
     batch = Batch(mask, mask, torch.tensor([0, 1]), torch.tensor([9.0, 9.0]), mask, ["a", "b"])
     parts = joint_loss(output, batch, LossConfig(subtype_weight=0.4, ramp=0.2), progress=0.1)
     torch.testing.assert_close(parts.total, parts.segmentation + 0.2 * parts.subtype)
+
+
+def test_unweighted_patches_without_lesion_count_fully():
+    mask = torch.zeros(2, 1, 4, 6, 8, dtype=torch.long)
+    mask[1, 0, :2, :2, :2] = Label.LESION
+    levels, logits = (torch.randn(2, 3, 4, 6, 8),), torch.tensor([[0.0, 0.0, 3.0], [0.0] * 3])
+    output = MultitaskOutput(levels, logits, Evidence(torch.ones(2, 1), torch.ones(2, 1)))
+    batch = Batch(mask, mask, torch.tensor([0, 1]), torch.tensor([8.0, 8.0]), mask, ["a", "b"])
+    wrong, uniform = math.log(2 + math.exp(3)), math.log(3)
+    weighted = joint_loss(output, batch, LossConfig(), progress=1.0)
+    assert weighted.subtype == pytest.approx(uniform / 2)
+    plain = joint_loss(output, batch, LossConfig(lesion_weighted=False), progress=1.0)
+    assert plain.subtype == pytest.approx((wrong + uniform) / 2)
