@@ -146,7 +146,11 @@ class Tasks:
         return {"steps": steps}
 
     def train(self, trainer: nnUNetTrainer, cases: str, plan: dict, minutes: float) -> int:
-        """Steps of its own trainer on patches of its own loader, until the time is over."""
+        """Steps of its own trainer on patches of its own loader, until the time is over.
+
+        By Adam, since nnU-Net's steps of SGD need more than minutes to find a label.
+        """
+        trainer.optimizer = torch.optim.AdamW(trainer.network.parameters(), lr=1e-3)
         end_s = time.monotonic() + 60 * minutes
         preprocessed = str(Path(cases, "preprocessed"))
         for mask in sorted(Path(cases, "masks").glob("*.nii.gz")):

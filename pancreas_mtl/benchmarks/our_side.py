@@ -28,7 +28,6 @@ from pancreas_mtl.data.images import find_images
 from pancreas_mtl.data.patches import PatchDataset, PatchSampler
 from pancreas_mtl.data.preprocess import CacheEntry, preprocess_case
 from pancreas_mtl.inference.engines import Precision, choose_precision
-from pancreas_mtl.inference.engines.slim import drop_zero_planes
 from pancreas_mtl.inference.pipeline import nifti_source, predict_cases
 from pancreas_mtl.inference.predictor import Predictor, PresetName
 from pancreas_mtl.inference.writer import close_output, open_output, run_facts
@@ -138,7 +137,7 @@ class Tasks:
     def open_step(self, plan: dict[str, Any]) -> dict[str, Any]:
         """The rival's very network, and one batch of random patches."""
         mine = plan_from(plan)
-        self.network = same_network(mine).to(DEVICE)
+        self.network = MultitaskUNet(mine, NetworkConfig(head="none", stages=(0,))).to(DEVICE)
         self.precision = choose_precision(DEVICE, "auto")
         self.scaler = torch.amp.GradScaler(DEVICE.type, enabled=self.precision == "fp16")
         self.averaged = AveragedModel(self.network)
@@ -194,19 +193,6 @@ class Tasks:
         with torch.inference_mode(), counter:
             network.window(torch.zeros(1, 1, *size, device=DEVICE))
         return counter.get_total_flops() / float(np.prod(size)) / 1e9
-
-
-def same_network(plan: Plan) -> MultitaskUNet:
-    """Without subtype head, and with the encoder's kernels in the decoder as nnU-Net has them."""
-    network = MultitaskUNet(plan, NetworkConfig(head="none", stages=(0,)))
-    with torch.no_grad():
-        for block, kernel in zip(network.upsamples, reversed(plan.kernels[:-1]), strict=True):
-            for conv in (block.conv_block.conv1.conv, block.conv_block.conv2.conv):
-                for axis in range(3):
-                    if kernel[axis] == 1 and conv.kernel_size[axis] == 3:
-                        conv.weight.index_fill_(axis + 2, torch.tensor([0, 2]), 0.0)
-    drop_zero_planes(network)
-    return network
 
 
 def _batches(entries: list[CacheEntry], plan: Plan) -> Any:

@@ -35,7 +35,7 @@ from pancreas_mtl.inference.windows import MIRROR_AXES
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
 from pancreas_mtl.types import Plan
 
-FORMAT = 1
+FORMAT = 2
 TRAINING_ONLY = ("pretrained", "freeze")  # keys of `model` that say how it came to be
 
 

@@ -1,10 +1,9 @@
 """An nnU-Net v2 checkpoint of the plain U-Net becomes a bundle, exactly.
 
 nnU-Net (doi:10.1038/s41592-020-01008-z) keeps `plans.json`, `dataset.json` and a folder per fold in
-the folder of a trained model. The weights map one to one, but for three details. Biases of
-convolutions that an instance normalisation follows have no effect and fall away. DynUNet's decoder
-takes the kernel of the stage below; a smaller one sits in the middle of it, with zeros around. And
-where nnU-Net transposes the image, the kernels are transposed back instead.
+the folder of a trained model. The weights map one to one, but for two details. Biases of
+convolutions that an instance normalisation follows have no effect and fall away. And where nnU-Net
+transposes the image, the kernels are transposed back instead.
 
 nnU-Net reads voxels in the order in which a file stores them, this project in the patient's axes.
 The two agree on files stored as "LPS", as nearly all CTs are.
@@ -20,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pancreas_mtl.errors import UsageError
@@ -130,7 +128,7 @@ def convert_weights(
         if name not in theirs:
             raise UsageError(f"{source}: weight {name} is missing; {SAME_MODEL}")
         turned = _in_image_order(theirs.pop(name), found.transpose_forward)
-        converted[ours] = _embed(turned, wanted[ours], name, source)
+        converted[ours] = _checked(turned, wanted[ours], name, source)
     left = [name for name in theirs if not name.endswith(".conv.bias")]
     if left:
         raise UsageError(
@@ -176,15 +174,11 @@ def _in_image_order(tensor: Tensor, transpose_forward: Triple) -> Tensor:
     return tensor.permute(0, 1, *in_image_order((2, 3, 4), transpose_forward))
 
 
-def _embed(tensor: Tensor, wanted: Tensor, name: str, source: Path) -> Tensor:
-    """Put a decoder's kernel into the middle of a larger one; all else must fit as it is."""
-    missing = [w - n for w, n in zip(wanted.shape, tensor.shape, strict=False)]
-    centred = not any(missing[:2]) and all(m >= 0 and m % 2 == 0 for m in missing)
-    in_decoder = name.startswith("decoder.stages.")
-    if tensor.ndim != wanted.ndim or not centred or (any(missing) and not in_decoder):
+def _checked(tensor: Tensor, wanted: Tensor, name: str, source: Path) -> Tensor:
+    """The weight, if it has the shape that the plan asks for."""
+    if tensor.shape != wanted.shape:
         raise UsageError(
             f"{source}: weight {name} has shape {tuple(tensor.shape)}, and plans.json asks for "
             f"{tuple(wanted.shape)}; {SAME_MODEL}"
         )
-    margins = [side for m in reversed(missing[2:]) for side in (m // 2, m // 2)]
-    return F.pad(tensor.float(), margins) if any(margins) else tensor.float()
+    return tensor.float()

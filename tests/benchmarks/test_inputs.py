@@ -1,19 +1,16 @@
 from dataclasses import asdict
 
 import numpy as np
-import torch
 
 from pancreas_mtl.benchmarks.inputs import (
     LARGEST,
     QUIZ_PLAN,
     QUIZ_SIZES,
-    TINY_PLAN,
     TINY_SIZES,
     plan_from,
     windows,
     write_cases,
 )
-from pancreas_mtl.benchmarks.our_side import same_network
 from pancreas_mtl.data.images import read_image, read_mask
 from pancreas_mtl.inference.windows import window_starts
 
@@ -37,11 +34,3 @@ def test_cases_have_the_shapes_that_are_asked_for(tmp_path):
 
 def test_a_plan_survives_json():
     assert plan_from(asdict(QUIZ_PLAN)) == QUIZ_PLAN
-
-
-def test_the_network_of_the_training_step_has_nnunets_kernels():
-    network = same_network(TINY_PLAN)
-    kernels = [up.conv_block.conv1.conv.kernel_size for up in network.upsamples]
-    assert kernels == [(3, 3, 3), (1, 3, 3)]
-    with torch.no_grad():
-        assert network.window(torch.randn(1, 1, 4, 8, 8))[0].shape == (1, 3, 4, 8, 8)

@@ -10,7 +10,6 @@ import torch
 
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.inference.engines import TorchEngine, cpu_has_bf16, make_engine
-from pancreas_mtl.inference.engines.slim import drop_zero_planes
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
 from pancreas_mtl.types import Evidence
 
@@ -187,23 +186,6 @@ def test_openvino_not_installed(plan, monkeypatch):
 def test_unknown_engine(plan):
     with pytest.raises(UsageError, match="engine=tensorrt: choose one of torch, openvino"):
         make_engine("tensorrt", random_network(plan, "none"), plan, device="cpu", precision="fp32")
-
-
-def test_kernels_lose_their_zero_planes_and_nothing_else(plan):
-    network, x = random_network(plan, "lesion"), images((8, 16, 16))
-    block = network.upsamples[-1].conv_block
-    with torch.no_grad():
-        for conv in (block.conv1.conv, block.conv2.conv, network.downsamples[0].conv1.conv):
-            conv.weight[:, :, [0, 2]] = 0
-        block.conv1.conv.weight[..., [0, 2]] = 0
-        before = network.window(x)
-        drop_zero_planes(network)
-        after = network.window(x)
-    assert block.conv1.conv.kernel_size == (1, 3, 1)
-    assert block.conv2.conv.kernel_size == (1, 3, 3)
-    assert network.downsamples[0].conv1.conv.kernel_size == (1, 3, 3)
-    assert network.bottleneck.conv1.conv.kernel_size == (3, 3, 3)
-    assert_agree(after, before, tolerance=1e-5)
 
 
 @pytest.mark.skipif(

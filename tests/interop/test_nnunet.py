@@ -80,15 +80,6 @@ def test_the_plan_is_in_the_images_axes(tmp_path):
     assert bundle.config["nnunet"] == origin
 
 
-def test_outer_zeros_of_the_decoders_kernels_cost_nothing(tmp_path):
-    imported(STORED / "anisotropic", tmp_path / "bundle")
-    bundle = load_bundle(tmp_path / "bundle")
-    assert bundle.network.upsamples[-1].conv_block.conv1.conv.kernel_size == (3, 3, 1)
-    assert bundle.network.upsamples[0].conv_block.conv1.conv.kernel_size == (3, 3, 3)
-    make_engine("torch", bundle.network, bundle.plan, device="cpu", precision="fp32")
-    assert bundle.network.upsamples[0].conv_block.conv1.conv.kernel_size == (3, 3, 1)
-
-
 @pytest.mark.parametrize(("axes", "expected"), [(None, ()), ((0, 1), (0, 2))])
 def test_axes_that_nnunet_may_not_mirror(tmp_path, axes, expected):
     folder = Path(shutil.copytree(STORED / "anisotropic", tmp_path / "m"))

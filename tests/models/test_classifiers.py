@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pancreas_mtl.models.classifiers import HEADS
+from pancreas_mtl.models.classifiers import HEADS, dilated
 from pancreas_mtl.types import Evidence, Label
 
 CHANNELS = (4, 6)
@@ -114,3 +114,9 @@ def test_averages_weighted_by_the_attention_are_those_the_head_takes(head):
 
 def _halves(n):
     return slice(0, n // 2), slice(n // 2, n)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 5, 6, 7), (1, 1, 1, 2, 1)])
+def test_dilation_is_a_max_pool_of_stride_one(shape):
+    region = torch.rand(shape)
+    torch.testing.assert_close(dilated(region), F.max_pool3d(region, 3, stride=1, padding=1))

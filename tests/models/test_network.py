@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from monai.networks.nets import DynUNet
@@ -27,6 +29,7 @@ def test_shapes(plan, image, head):
 
 
 def test_flat_loop_equals_monais_nested_network(plan, image):
+    plan = replace(plan, kernels=((3, 3, 3),) * 3)
     reference = DynUNet(
         3,
         1,
@@ -45,6 +48,23 @@ def test_flat_loop_equals_monais_nested_network(plan, image):
     ours.segmentation_heads[0].load_state_dict(reference.output_block.state_dict())
     with torch.no_grad():
         torch.testing.assert_close(ours.window(image)[0], reference(image))
+
+
+def test_a_decoder_level_has_the_kernel_of_its_stage(plan):
+    kernels = ((1, 3, 3), (3, 1, 3), (3, 3, 3))
+    network = MultitaskUNet(replace(plan, kernels=kernels), NetworkConfig(stages=(0,)))
+    blocks = [up.conv_block for up in network.upsamples]
+    assert [block.conv1.conv.kernel_size for block in blocks] == [(3, 1, 3), (1, 3, 3)]
+    assert [block.conv2.conv.kernel_size for block in blocks] == [(3, 1, 3), (1, 3, 3)]
+
+
+def test_weights_begin_as_dynunets_do(plan):
+    torch.manual_seed(0)
+    wide = replace(plan, channels=(32, 64, 64))
+    for name, weight in MultitaskUNet(wide, NetworkConfig(stages=(0,))).named_parameters():
+        if name.startswith(("downsamples", "upsamples")) and name.endswith("conv.weight"):
+            spread = weight.detach().std() * (weight[0].numel() * (1 + 0.01**2) / 2) ** 0.5
+            assert spread == pytest.approx(1, abs=0.1), name
 
 
 def test_window_agrees_with_forward(network, image):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.inference.engines.engine import Engine, Precision
-from pancreas_mtl.inference.engines.slim import drop_zero_planes
 from pancreas_mtl.inference.engines.torch_engine import (
     TorchEngine,
     choose_precision,
@@ -40,7 +39,6 @@ def make_engine(
     """
     if name not in ENGINES:
         raise UsageError(f"engine={name}: choose one of {', '.join(ENGINES)}")
-    drop_zero_planes(network)
     if name == "torch":
         return TorchEngine(network, device=device, precision=precision)
     try:
