@@ -102,10 +102,7 @@ def resample_axis(array, axis, n, order):
 
 def run_windows(network, image, facts):
     """Logits (C, D, H, W) of the whole image, and the evidence's sums and weights (views, F)."""
-    size = [
-        min(patch, max(math.ceil(n / k), 2) * k)
-        for n, patch, k in zip(image.shape, facts["patch_size"], facts["divisor"], strict=True)
-    ]
+    size = facts["patch_size"]
     missing = [max(0, k - n) for n, k in zip(image.shape, size, strict=True)]
     padded = np.pad(image, [(m // 2, m - m // 2) for m in missing])
     axes = facts["mirror_axes"]

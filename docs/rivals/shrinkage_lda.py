@@ -26,7 +26,6 @@ from pancreas_mtl.inference.bundle import load_bundle
 from pancreas_mtl.inference.windows import predict_windows
 from pancreas_mtl.metrics.intervals import bootstrap_ci
 from pancreas_mtl.metrics.subtype import confusion_matrix, f1_scores
-from pancreas_mtl.models.network import reductions
 
 
 @torch.inference_mode()
@@ -41,7 +40,6 @@ def pooled(bundle, path):
         bundle.network.window,
         torch.from_numpy(image),
         patch_size=bundle.plan.patch_size,
-        divisor=reductions(bundle.plan.strides)[-1],
     )
     bundle.network.subtype_head(whole.evidence)
     handle.remove()

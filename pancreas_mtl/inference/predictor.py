@@ -45,16 +45,22 @@ PresetName = Literal["accurate", "fast"]
 
 @dataclass(frozen=True)
 class Preset:
-    """How much work prediction does: axes to mirror, and the step between windows.
+    """How much work prediction does: axes to mirror, the step between windows, padding.
 
-    A network that was trained without mirrored patches is not shown mirrored images.
+    A network that was trained without mirrored patches is not shown mirrored images. `pads`: an
+    image that is smaller than a patch is padded to one, as in training and in nnU-Net; otherwise
+    it goes through the network at its own size.
     """
 
     mirror_axes: tuple[int, ...] = MIRROR_AXES
     step: float = 0.5
+    pads: bool = True
 
 
-PRESETS: dict[str, Preset] = {"accurate": Preset(), "fast": Preset(mirror_axes=())}
+PRESETS: dict[str, Preset] = {
+    "accurate": Preset(),
+    "fast": Preset(mirror_axes=(), pads=False),
+}
 
 
 class Inferred(NamedTuple):
@@ -218,7 +224,7 @@ class Predictor:
             engine,
             torch.from_numpy(image).to(engine.device),
             patch_size=bundle.plan.patch_size,
-            divisor=reductions(bundle.plan.strides)[-1],
+            divisor=None if self.preset.pads else reductions(bundle.plan.strides)[-1],
             step=self.preset.step,
             mirror_axes=[axis for axis in self.preset.mirror_axes if axis in bundle.mirror_axes],
             look=engine.look if looks else None,

@@ -37,15 +37,16 @@ class WindowScores:
 
     Only the planes that unfinished windows touch are held, so memory does not grow with the number
     of slices. Windows overlap by `1 - step` and weigh by a Gaussian, as in nnU-Net
-    (doi:10.1038/s41592-020-01008-z). Along an axis that fits into one window, the window takes the
-    image's own size rounded up to the network's stride, so that no time goes into padding. Of such
-    a smaller window, several mirrored views go through the network at once.
+    (doi:10.1038/s41592-020-01008-z). A smaller image is padded to a patch, as in training; or else,
+    with `divisor`, a window takes the image's own size along an axis that fits into it, so that no
+    time goes into padding. Of such a smaller window, several mirrored views go through the network
+    at once.
 
     Args:
         window: the network, on the device of `image`.
         image: (D, H, W) float32, normalised; padded with 0, the mean, where needed.
         patch_size: the largest window.
-        divisor: what window sizes must be divisible by.
+        divisor: what the sizes of smaller windows must be divisible by; None: pad to the patch.
         step: distance between windows as a share of their size, in (0, 1].
         mirror_axes: axes to mirror; every subset is one more view, so 3 axes make 8 passes.
         look: the network again, which also gives its pooling weights; it takes the place of
@@ -58,13 +59,13 @@ class WindowScores:
         image: Tensor,
         *,
         patch_size: Triple,
-        divisor: Triple,
+        divisor: Triple | None = None,
         step: float = 0.5,
         mirror_axes: Sequence[int] = (),
         look: Look | None = None,
     ) -> None:
         self.shape = (NUM_LABELS, *image.shape)
-        self._size = window_size(tuple(image.shape), patch_size, divisor)
+        self._size = window_size(image.shape, patch_size, divisor) if divisor else patch_size
         self._image, self._inside = _pad_to(image, self._size)
         self._window, self._look, self._views = window, look, mirror_views(mirror_axes)
         self._at_once = math.prod(patch_size) // math.prod(self._size)
@@ -134,7 +135,7 @@ def predict_windows(
     image: Tensor,
     *,
     patch_size: Triple,
-    divisor: Triple,
+    divisor: Triple | None = None,
     step: float = 0.5,
     mirror_axes: Sequence[int] = (),
 ) -> WholeCase:

@@ -17,7 +17,7 @@ import torch
 from pancreas_mtl.data.preprocess import IMAGE_ORDER
 from pancreas_mtl.inference.bundle import Bundle
 from pancreas_mtl.inference.predictor import PRESETS
-from pancreas_mtl.models.network import NetworkConfig, reductions
+from pancreas_mtl.models.network import NetworkConfig
 from pancreas_mtl.types import NUM_LABELS, NUM_SUBTYPES, Label
 
 _PARTS = "scripts.interop.monai_parts"
@@ -115,7 +115,6 @@ def _inferer(bundle: Bundle) -> dict[str, Any]:
     return {
         "_target_": f"{_PARTS}.MultitaskInferer",
         "patch_size": list(bundle.plan.patch_size),
-        "divisor": list(reductions(bundle.plan.strides)[-1]),
         "step": preset.step,
         "mirror_axes": [axis for axis in preset.mirror_axes if axis in bundle.mirror_axes],
         "subtype_temperature": float(bundle.calibration.subtype_temperature),

@@ -130,8 +130,7 @@ class MultitaskInferer(Inferer):
     """Windows over the whole case, from a network with two answers.
 
     Args:
-        patch_size: the largest window.
-        divisor: what the window's sizes must be divisible by.
+        patch_size: of a window; smaller images are padded to it.
         step: distance between windows as a share of their size.
         mirror_axes: of `(D, H, W)`.
         subtype_temperature: see `Calibration`.
@@ -140,14 +139,12 @@ class MultitaskInferer(Inferer):
     def __init__(
         self,
         patch_size: Triple,
-        divisor: Triple,
         step: float,
         mirror_axes: Sequence[int],
         subtype_temperature: float,
     ) -> None:
         self.windows: dict[str, Any] = {
             "patch_size": _three(patch_size),
-            "divisor": _three(divisor),
             "step": step,
             "mirror_axes": tuple(mirror_axes),
         }

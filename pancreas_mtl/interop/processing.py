@@ -15,7 +15,6 @@ from pancreas_mtl.data.preprocess import IMAGE_ORDER
 from pancreas_mtl.data.resample import ANISOTROPY_THRESHOLD
 from pancreas_mtl.inference.bundle import Bundle
 from pancreas_mtl.inference.predictor import PRESETS
-from pancreas_mtl.models.network import reductions
 from pancreas_mtl.types import NUM_SUBTYPES, Label
 
 SCHEMA = 1
@@ -80,12 +79,10 @@ def _windows(bundle: Bundle) -> dict[str, Any]:
     preset = PRESETS["accurate"]
     return {
         "patch_size": list(bundle.plan.patch_size),
-        "divisor": list(reductions(bundle.plan.strides)[-1]),
-        "size": "per axis min(patch, max(ceil(n / divisor), 2) * divisor)",
-        "padding": "centred with 0 up to the window's size",
+        "padding": "centred with 0 up to the patch",
         "step": preset.step,
-        "starts": "count = ceil((n - size) / (size * step)) + 1, evenly spread, rounded",
-        "weight": "Gaussian with a sigma of size / 8, one at the centre (index size // 2)",
+        "starts": "count = ceil((n - patch) / (patch * step)) + 1, evenly spread, rounded",
+        "weight": "Gaussian with a sigma of patch / 8, one at the centre (index patch // 2)",
         "mirror_axes": [axis for axis in preset.mirror_axes if axis in bundle.mirror_axes],
         "views": "every subset of mirror_axes; without mirroring: faster, a little less accurate",
         "logits": "mean over views, mirrored back; weighted mean over windows",

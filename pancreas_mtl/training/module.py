@@ -18,7 +18,7 @@ from torchmetrics import MeanMetric
 from pancreas_mtl.errors import TrainingError
 from pancreas_mtl.inference.windows import predict_windows
 from pancreas_mtl.losses.joint import LossConfig, LossParts, joint_loss
-from pancreas_mtl.models.network import PARTS, MultitaskUNet, reductions
+from pancreas_mtl.models.network import PARTS, MultitaskUNet
 from pancreas_mtl.training.schedules import Decay, ema_decay, learning_rate_factor
 from pancreas_mtl.training.validation import (
     Validated,
@@ -124,7 +124,6 @@ class MultitaskModule(pl.LightningModule):
             network.window,
             batch.image[0, 0],
             patch_size=self.plan.patch_size,
-            divisor=reductions(self.plan.strides)[-1],
         )
         probabilities = network.classify(whole.evidence).softmax(1).mean(0)
         labels = whole.logits.argmax(0)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import yaml
 from pancreas_mtl import Predictor
 from pancreas_mtl.data.images import read_image, read_mask
 from pancreas_mtl.errors import CaseError, UsageError
+from pancreas_mtl.inference.bundle import load_bundle
 from pancreas_mtl.inference.engines import TorchEngine
 from pancreas_mtl.inference.pictures import write_preview
 from pancreas_mtl.inference.pipeline import nifti_source, predict_cases
+from pancreas_mtl.inference.predictor import PRESETS
 from pancreas_mtl.inference.writer import (
     JOURNAL,
     CaseRecord,
@@ -103,10 +106,24 @@ def test_a_network_trained_without_mirroring_sees_no_mirrored_image(bundle, imag
     config = yaml.safe_load((bundle / "config.yaml").read_text())
     (bundle / "config.yaml").write_text(yaml.safe_dump(config | {"augment": {"flip_p": 0.0}}))
     answers = [
-        Predictor.from_bundle(bundle, preset=preset, device="cpu", precision="fp32")(image, SPACING)
-        for preset in ("accurate", "fast")
+        Predictor([load_bundle(bundle)], preset=preset, device="cpu")(image, SPACING)
+        for preset in (PRESETS["accurate"], replace(PRESETS["accurate"], mirror_axes=()))
     ]
     np.testing.assert_array_equal(answers[0].labels, answers[1].labels)
+
+
+def test_fast_alone_shrinks_the_window_of_a_small_image(bundle, image, monkeypatch):
+    sizes = []
+    run = TorchEngine.__call__
+    monkeypatch.setattr(
+        TorchEngine, "__call__", lambda self, x: sizes.append(tuple(x.shape[2:])) or run(self, x)
+    )
+    for preset in ("accurate", "fast"):
+        predictor = Predictor.from_bundle(bundle, preset=preset, device="cpu", precision="fp32")
+        predictor(image[:2, :3, :3], SPACING)
+    *padded, shrunk = sizes
+    assert set(padded) == {predictor.bundles[0].plan.patch_size}
+    assert np.prod(shrunk) < np.prod(padded[0])
 
 
 def test_a_preset_that_is_none(bundle):

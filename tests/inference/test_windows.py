@@ -28,10 +28,11 @@ def predict(image, window=identity, **changes):
 
 @pytest.mark.parametrize("shape", [(8, 16, 16), (5, 7, 9), (20, 33, 17), (1, 1, 1), (9, 16, 50)])
 @pytest.mark.parametrize("mirror", [(), (2,), (0, 1, 2)])
-def test_an_identity_comes_back_whatever_the_size(shape, mirror):
+@pytest.mark.parametrize("divisor", [DIVISOR, None])
+def test_an_identity_comes_back_whatever_the_size(shape, mirror, divisor):
     torch.manual_seed(0)
     image = torch.randn(shape)
-    result = predict(image, mirror_axes=mirror)
+    result = predict_windows(identity, image, patch_size=PATCH, divisor=divisor, mirror_axes=mirror)
     torch.testing.assert_close(result.logits, torch.stack([image, 2 * image, -image]))
     assert result.evidence.sums.shape == (2 ** len(mirror), 1)
 
@@ -71,6 +72,20 @@ def test_views_are_mirrored_back_each_along_its_own_axis():
 def test_small_axes_take_their_own_size_and_at_least_two_strides():
     assert window_size((5, 7, 50), PATCH, DIVISOR) == (6, 8, 16)
     assert window_size((1, 1, 1), PATCH, DIVISOR) == (4, 8, 8)
+
+
+def test_a_small_image_is_padded_to_a_patch_unless_windows_may_shrink():
+    seen = []
+
+    def window(images):
+        seen.append(tuple(images.shape))
+        return identity(images)
+
+    predict_windows(window, torch.ones(5, 7, 50), patch_size=PATCH)
+    assert set(seen) == {(1, 1, 8, 16, 16)}
+    seen.clear()
+    predict_windows(window, torch.ones(5, 7, 50), patch_size=PATCH, divisor=DIVISOR)
+    assert set(seen) == {(1, 1, 6, 8, 16)}
 
 
 def test_windows_cover_everything_in_even_steps():
