@@ -148,7 +148,8 @@ class Tasks:
     def train(self, trainer: nnUNetTrainer, cases: str, plan: dict, minutes: float) -> int:
         """Steps of its own trainer on patches of its own loader, until the time is over.
 
-        By Adam, since nnU-Net's steps of SGD need more than minutes to find a label.
+        By Adam and on patches around pancreas or lesion alone, since nnU-Net's steps of SGD need
+        more than minutes to find a label.
         """
         trainer.optimizer = torch.optim.AdamW(trainer.network.parameters(), lr=1e-3)
         end_s = time.monotonic() + 60 * minutes
@@ -157,6 +158,7 @@ class Tasks:
             image = Path(cases, "images", mask.name.replace(".nii.gz", "_0000.nii.gz"))
             self.preprocess(str(image), str(mask), preprocessed, plan)
         self.open_patches(preprocessed, plan)
+        self.patches.oversample_foreground_percent = 1.0
         steps = 0
         while time.monotonic() < end_s:
             print(steps, trainer.train_step(next(self.patches))["loss"], flush=True)
