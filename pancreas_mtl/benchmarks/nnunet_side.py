@@ -146,11 +146,7 @@ class Tasks:
         return {"steps": steps}
 
     def train(self, trainer: nnUNetTrainer, cases: str, plan: dict, minutes: float) -> int:
-        """Steps of its own trainer on patches of its own loader, until the time is over.
-
-        By Adam and on patches around pancreas or lesion alone, since nnU-Net's steps of SGD need
-        more than minutes to find a label.
-        """
+        """Steps of its own trainer, by Adam and around labels, as SGD would need hours."""
         trainer.optimizer = torch.optim.AdamW(trainer.network.parameters(), lr=1e-3)
         end_s = time.monotonic() + 60 * minutes
         preprocessed = str(Path(cases, "preprocessed"))

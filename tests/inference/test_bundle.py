@@ -75,8 +75,8 @@ def test_damaged_files_are_named(bundle, name, damage):
 
 def test_another_version_is_refused(bundle):
     path = bundle / "config.yaml"
-    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"format": 2}))
-    with pytest.raises(UsageError, match="bundle format 2, this version reads 1"):
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"format": 1}))
+    with pytest.raises(UsageError, match="bundle format 1, this version reads 2"):
         load_bundle(bundle)
 
 
@@ -90,10 +90,10 @@ def test_weights_of_another_network_are_refused(bundle):
 @pytest.mark.parametrize(
     "config",
     [
-        "format: 1\nmodel: {_target_: os.system, command: 'touch HACKED'}\n",
-        "format: 1\nmodel: !!python/object/apply:os.system ['touch HACKED']\n",
-        "format: 1\nmodel: [1, 2]\n",
-        "format: 1\n",
+        "format: 2\nmodel: {_target_: os.system, command: 'touch HACKED'}\n",
+        "format: 2\nmodel: !!python/object/apply:os.system ['touch HACKED']\n",
+        "format: 2\nmodel: [1, 2]\n",
+        "format: 2\n",
         "- 1\n",
     ],
 )

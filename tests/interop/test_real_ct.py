@@ -38,7 +38,7 @@ def model(tmp_path_factory):
         strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)),
         intensity=Intensity(mean_hu=60.0, std_hu=50.0, low_hu=-100.0, high_hu=250.0),
     )
-    torch.manual_seed(0)
+    torch.manual_seed(2)
     network = MultitaskUNet(plan, NetworkConfig(**MODEL | {"stages": (0, 1)}))
     folder = tmp_path_factory.mktemp("model") / "bundle"
     save_bundle(folder, network.state_dict(), plan, {"model": MODEL})

@@ -149,7 +149,7 @@ SEEDS = {
         b'"intensity": {"mean_hu": 60.0, "std_hu": 50.0, "low_hu": -100.0, "high_hu": 250.0}}'
     ],
     "config": [
-        b"format: 1\nmodel: {head: lesion, stages: [0, 1], hidden: 8, dropout: 0.0, "
+        b"format: 2\nmodel: {head: lesion, stages: [0, 1], hidden: 8, dropout: 0.0, "
         b"detach_head: false}\naugment: {flip_p: 0.5}\n"
     ],
     "weights": [(2).to_bytes(8, "little") + b"{}"],

@@ -101,22 +101,22 @@ TEXTS = {
     "large config": ("config.yaml", b"#" * 2**20, "more than 262144 bytes"),
     "python object": (
         "config.yaml",
-        b"format: 1\nmodel: !!python/object/apply:os.system ['touch HACKED']\n",
+        b"format: 2\nmodel: !!python/object/apply:os.system ['touch HACKED']\n",
         "not readable as plain YAML",
     ),
     "target": (
         "config.yaml",
-        b"format: 1\nmodel: {_target_: os.system, command: touch HACKED}\n",
+        b"format: 2\nmodel: {_target_: os.system, command: touch HACKED}\n",
         "model is not usable",
     ),
     "target in a stage": (
         "config.yaml",
-        b"format: 1\nmodel: {head: lesion, stages: [{_target_: os.system}]}\n",
+        b"format: 2\nmodel: {head: lesion, stages: [{_target_: os.system}]}\n",
         "model is not usable",
     ),
     "interpolation": (
         "config.yaml",
-        b"format: 1\nmodel: {head: '${oc.env:HOME}', stages: [0]}\n",
+        b"format: 2\nmodel: {head: '${oc.env:HOME}', stages: [0]}\n",
         "model.head=${oc.env:HOME}: choose one of",
     ),
     "aliases within aliases": (
@@ -128,13 +128,13 @@ TEXTS = {
     ),
     "a number that takes long": (
         "config.yaml",
-        b"format: 1" + b":1" * 50_000,
+        b"format: 2" + b":1" * 50_000,
         "not readable as plain YAML (a value has 100001 digits)",
     ),
     "a format that is a text": ("config.yaml", b"format: " + b"x" * 9_999, "bundle format 'xxx"),
     "a head that is a text": (
         "config.yaml",
-        b"format: 1\nmodel: {stages: [0], head: %s}\n" % (b"x" * 9_999),
+        b"format: 2\nmodel: {stages: [0], head: %s}\n" % (b"x" * 9_999),
         "choose one of",
     ),
     "no calibration": ("calibration.json", b"[]", "calibration.json: not a calibration"),
