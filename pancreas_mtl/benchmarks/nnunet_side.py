@@ -138,14 +138,13 @@ class Tasks:
         torch.manual_seed(0)
         trainer = trainer_of(plans_of(plan))
         if minutes:
-            steps = self.train(trainer, cases, {**plan, "patch_size": patch_size}, minutes)
+            self.train(trainer, cases, {**plan, "patch_size": patch_size}, minutes)
         else:
-            steps = 0
             level_logits(trainer.network, [2 * n for n in strides_of(plan)])
         save_model(Path(folder), plans_of(plan), trainer)
-        return {"steps": steps}
+        return {}
 
-    def train(self, trainer: nnUNetTrainer, cases: str, plan: dict, minutes: float) -> int:
+    def train(self, trainer: nnUNetTrainer, cases: str, plan: dict, minutes: float) -> None:
         """Steps of its own trainer, by Adam and around labels, as SGD would need hours."""
         trainer.optimizer = torch.optim.AdamW(trainer.network.parameters(), lr=1e-3)
         end_s = time.monotonic() + 60 * minutes
@@ -155,11 +154,8 @@ class Tasks:
             self.preprocess(str(image), str(mask), preprocessed, plan)
         self.open_patches(preprocessed, plan)
         self.patches.oversample_foreground_percent = 1.0
-        steps = 0
         while time.monotonic() < end_s:
-            print(steps, trainer.train_step(next(self.patches))["loss"], flush=True)
-            steps += 1
-        return steps
+            print("loss", trainer.train_step(next(self.patches))["loss"], flush=True)
 
     def load(self, folder: str, fold: int | str, checkpoint: str) -> dict:
         """Load a model as nnUNetv2_predict_from_modelfolder does."""

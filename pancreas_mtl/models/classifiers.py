@@ -180,9 +180,8 @@ class LesionHead(SubtypeHead):
     def _regions(self, probabilities: Tensor, reduction: Triple) -> Tensor:
         pooled = F.avg_pool3d(probabilities, reduction)
         lesion = pooled[:, Label.LESION, None]
-        return torch.cat(
-            [lesion, dilated(lesion) - lesion, pooled[:, Label.PANCREAS, None]], 1
-        )  # (B, 3, D, H, W)
+        pancreas = pooled[:, Label.PANCREAS, None]
+        return torch.cat([lesion, dilated(lesion) - lesion, pancreas], 1)  # (B, 3, D, H, W)
 
     def attention(self, features: Sequence[Tensor], probabilities: Tensor) -> Tensor:
         """Lesion, ring and pancreas of every stage."""

@@ -352,6 +352,7 @@ def test_an_export_that_agrees_is_written_with_its_facts(model, plan, tmp_path, 
     step = {one["step"]: one for one in facts["preprocessing"]}
     assert step["resample"]["spacing_mm"] == list(plan.spacing_mm)
     assert step["standardise"]["mean_hu"] == plan.intensity.mean_hu
+    assert facts["windows"]["patch_size"] == list(plan.patch_size)
     assert facts["windows"]["mirror_axes"] == [0, 1, 2]
     assert facts["networks"]["window"]["file"] == "window.bin"
     assert facts["postprocessing"]["calibration"]["subtype_temperature"] == 1.7

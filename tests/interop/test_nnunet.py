@@ -80,6 +80,12 @@ def test_the_plan_is_in_the_images_axes(tmp_path):
     assert bundle.config["nnunet"] == origin
 
 
+def test_an_imported_decoder_has_nnunets_own_kernels(tmp_path):
+    imported(STORED / "anisotropic", tmp_path / "bundle")
+    blocks = [up.conv_block for up in load_bundle(tmp_path / "bundle").network.upsamples]
+    assert [block.conv1.conv.kernel_size for block in blocks] == [(3, 3, 1), (3, 3, 1)]
+
+
 @pytest.mark.parametrize(("axes", "expected"), [(None, ()), ((0, 1), (0, 2))])
 def test_axes_that_nnunet_may_not_mirror(tmp_path, axes, expected):
     folder = Path(shutil.copytree(STORED / "anisotropic", tmp_path / "m"))
