@@ -5,7 +5,7 @@
 BUNDLE was trained with mirroring; DATASET is in the layout `quiz`, made by `python -m
 pancreas_mtl.phantom output_dir=DATASET num_test=100 difficulty=hard`. Prints a line per choice:
 passes per window, step between windows as a share of them, whether small images are padded to a
-patch, seconds, mean DSC of whole pancreas and lesion.
+patch, seconds, mean DSC of whole pancreas and lesion, macro-F1 of the subtype.
 """
 
 import sys
@@ -14,10 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pancreas_mtl.data.images import find_images, read_image, read_mask
+from pancreas_mtl.data.images import read_image, read_mask
+from pancreas_mtl.evaluation.references import Reference, read_references
 from pancreas_mtl.inference.bundle import load_bundle
 from pancreas_mtl.inference.predictor import Predictor, Preset
 from pancreas_mtl.metrics.segmentation import dsc
+from pancreas_mtl.metrics.subtype import confusion_matrix, f1_scores
+from pancreas_mtl.types import CasePrediction
 
 CHOICES = [
     Preset(axes, step, pads)
@@ -28,25 +31,27 @@ CHOICES = [
 
 
 def main(bundle: Path, dataset: Path) -> None:
-    images = find_images(dataset / "test")
+    references = read_references(dataset / "references")
+    images = [dataset / "test" / f"{one.name}_0000.nii.gz" for one in references]
     for preset in CHOICES:
         predictor = Predictor([load_bundle(bundle)], preset=preset)
         start_s = time.perf_counter()
-        scores = [score(predictor, path, dataset / "references") for path in images]
+        predictions = [predictor.predict(read_image(path)) for path in images]
         spent_s = time.perf_counter() - start_s
-        whole, lesion = np.nanmean(scores, axis=0)
+        whole, lesion = np.nanmean(list(map(both_dsc, predictions, references)), axis=0)
+        answers = np.array([one.subtype_probabilities.argmax() for one in predictions])
+        confusion = confusion_matrix(np.array([one.subtype for one in references]), answers)
         passes, pads = 2 ** len(preset.mirror_axes), "padded" if preset.pads else "own size"
         print(
-            f"{passes} passes, step {preset.step}, {pads}: {spent_s:.0f} s, "
-            f"whole {whole:.4f}, lesion {lesion:.4f}",
+            f"{passes} passes, step {preset.step}, {pads}: {spent_s:.0f} s, whole {whole:.4f}, "
+            f"lesion {lesion:.4f}, macro-F1 {f1_scores(confusion).mean():.3f}",
             flush=True,
         )
 
 
-def score(predictor: Predictor, path: Path, references: Path) -> tuple[float, float]:
-    labels = predictor.predict(read_image(path)).labels
-    reference = read_mask(references / path.name.replace("_0000", "")).array
-    return tuple(float(dsc(labels >= least, reference >= least)) for least in (1, 2))
+def both_dsc(prediction: CasePrediction, reference: Reference) -> tuple[float, ...]:
+    truth = read_mask(reference.mask).array
+    return tuple(float(dsc(prediction.labels >= least, truth >= least)) for least in (1, 2))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ previews           PNG: see `pictures`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from pancreas_mtl.data.resample import resample
-from pancreas_mtl.metrics.surface import bounding_box
+from pancreas_mtl.metrics.surface import Mask
 from pancreas_mtl.types import FloatArray, Triple
 
 PREVIEWS = "previews"
@@ -55,18 +57,54 @@ def lesion_candidates(probability: FloatArray) -> FloatArray:
     probabilities into a detection map (Bosma et al. 2021, arXiv:2112.05151).
     """
     found = np.zeros_like(probability)
-    box = bounding_box(probability >= MIN_SCORE)
-    rest, scores = np.where(probability[box] >= MIN_SCORE, probability[box], 0), found[box]
+    parts = list(_parts(probability, probability >= MIN_SCORE, low=(0, 0, 0)))
+    heapify(parts)
     count = 0
-    while count < MAX_CANDIDATES and (peak := rest.max(initial=0.0)) >= MIN_SCORE:
-        components, _ = ndimage.label(rest > peak / PEAK_PER_BORDER, NEIGHBOURS)
-        candidate = components == components[np.unravel_index(rest.argmax(), rest.shape)]
-        rest[candidate] = 0
-        touches = scores[ndimage.binary_dilation(candidate, NEIGHBOURS)].any()
+    while parts and count < MAX_CANDIDATES:
+        part = heappop(parts)
+        here = np.where(part.mask, probability[part.box], 0)
+        components, _ = ndimage.label(here > part.peak / PEAK_PER_BORDER, NEIGHBOURS)
+        candidate = components == components[np.unravel_index(here.argmax(), here.shape)]
+        touches = found[part.box][ndimage.binary_dilation(candidate, NEIGHBOURS)].any()
         if np.count_nonzero(candidate) >= MIN_VOXELS and not touches:
-            scores[candidate] = peak
+            found[part.box][candidate] = part.peak
             count += 1
+        for rest in _parts(probability, part.mask & ~candidate, low=part.low):
+            heappush(parts, rest)
     return found
+
+
+@dataclass
+class _Part:
+    """Voxels that hang together; those with the highest peak come first."""
+
+    peak: float
+    box: tuple[slice, ...]  # with a margin of one voxel, so that what touches a part is in it
+    mask: Mask  # within the box
+
+    @property
+    def low(self) -> Triple:
+        """Where the box begins."""
+        d, h, w = (one.start for one in self.box)
+        return d, h, w
+
+    def __lt__(self, other: _Part) -> bool:
+        return self.peak > other.peak
+
+
+def _parts(probability: FloatArray, mask: Mask, *, low: Triple) -> Iterator[_Part]:
+    """The connected parts of a mask that begins at `low`; what is too small is left out.
+
+    A candidate lies within one part. So that noise with a thousand peaks takes no longer than a
+    lesion, each is looked at in a box of its own.
+    """
+    components, _ = ndimage.label(mask, NEIGHBOURS)
+    boxes, sizes = ndimage.find_objects(components), np.bincount(components.ravel())
+    for index in np.flatnonzero(sizes[1:] >= MIN_VOXELS):
+        near = tuple(slice(max(0, one.start - 1), one.stop + 1) for one in boxes[index])
+        box = tuple(slice(a + o.start, a + o.stop) for a, o in zip(low, near, strict=True))
+        part = components[near] == index + 1
+        yield _Part(float(probability[box][part].max()), box, part)
 
 
 def pooling_shares(weights: FloatArray) -> FloatArray:

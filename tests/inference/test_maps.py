@@ -1,7 +1,17 @@
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from pancreas_mtl.inference.maps import MIN_VOXELS, lesion_candidates, maps_at, pooling_shares
+from pancreas_mtl.inference.maps import (
+    MAX_CANDIDATES,
+    MIN_SCORE,
+    MIN_VOXELS,
+    NEIGHBOURS,
+    PEAK_PER_BORDER,
+    lesion_candidates,
+    maps_at,
+    pooling_shares,
+)
 
 SHAPE = (6, 20, 24)
 
@@ -63,3 +73,29 @@ def test_attention_ends_at_255_and_models_are_averaged():
     assert (found[0, 0, 0], found[1, 1, 1]) == (255, 64)
     nothing = maps_at([{"attention": 0 * first}], (2, 2, 2), orders=[(1, 1, 1)])["attention"]
     assert not nothing.any()
+
+
+def peak_by_peak(probability):
+    """The rule in its plain form, with as many steps as there are peaks."""
+    found, rest = np.zeros_like(probability), np.where(probability >= MIN_SCORE, probability, 0)
+    count = 0
+    while count < MAX_CANDIDATES and (peak := rest.max()) >= MIN_SCORE:
+        components, _ = ndimage.label(rest > peak / PEAK_PER_BORDER, NEIGHBOURS)
+        candidate = components == components[np.unravel_index(rest.argmax(), rest.shape)]
+        rest[candidate] = 0
+        is_large = np.count_nonzero(candidate) >= MIN_VOXELS
+        if is_large and not found[ndimage.binary_dilation(candidate, NEIGHBOURS)].any():
+            found[candidate] = peak
+            count += 1
+    return found
+
+
+@pytest.mark.parametrize("blur", [0, 0.7, 1.5])
+@pytest.mark.parametrize("seed", range(4))
+def test_noise_with_a_thousand_peaks_follows_the_same_rule(blur, seed):
+    noise = np.random.default_rng(seed).random(SHAPE)
+    noise = ndimage.gaussian_filter(noise, blur) if blur else noise
+    probability = (((noise - noise.min()) / np.ptp(noise)) ** 4).astype(np.float32)
+    found = lesion_candidates(probability)
+    assert found.any()
+    np.testing.assert_array_equal(found, peak_by_peak(probability))
