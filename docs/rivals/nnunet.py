@@ -10,6 +10,7 @@ done is kept. `--venv` is its environment (`make bench-nnunet-env`), `--minutes`
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -36,10 +37,19 @@ class NnUNet:
         self.environment |= {
             "nnUNet_n_proc_DA": "1",
             "nnUNet_compile": "false",
-            "nnUNet_extTrainer": str(ROOT / "docs" / "rivals" / "nnunet_trainer"),
             "NNUNET_BUDGET_S": str(budget_s),
             "NNUNET_BUDGET_STEPS": str(steps),
         }
+
+    def add_trainer(self, file):
+        """Put it beside nnU-Net's own trainer, where it is found before all others are imported.
+
+        One of those needs a torchvision that fits torch, which a CPU build may not have.
+        """
+        where = "import nnunetv2.training.nnUNetTrainer as here; print(*here.__path__)"
+        python = [str(self.venv / "bin" / "python"), "-c", where]
+        found = subprocess.run(python, capture_output=True, text=True, check=True)
+        shutil.copy(file, found.stdout.strip())
 
     def __call__(self, program, *parts):
         start_s = time.monotonic()
@@ -59,6 +69,7 @@ def main():
     trial, laboratory = Trial(name, int(seed), ()), Laboratory(options.output_dir)
     budget_s = 60 * options.minutes or seconds(trial, laboratory)["train"]
     nnunet = NnUNet(home, options.venv.absolute(), budget_s, options.steps)
+    nnunet.add_trainer(ROOT / "docs" / "rivals" / f"{TRAINER}.py")
     copy_phantoms(data, home / "raw" / NAME)
     prepare(nnunet, data, laboratory.folder(trial) / "run" / "plan.json")
     predictions = train_and_predict(nnunet, data / "test")

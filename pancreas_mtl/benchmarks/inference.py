@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pancreas_mtl.benchmarks.inputs import LARGEST, Size, windows, write_cases
-from pancreas_mtl.benchmarks.pairs import Answer, Row, in_turn, row, write_result
+from pancreas_mtl.benchmarks.pairs import Answer, Rounds, Row, in_turn, row, write_result
 from pancreas_mtl.benchmarks.side import Side
 from pancreas_mtl.data.images import read_mask
 from pancreas_mtl.data.plan import load_plan
@@ -77,6 +77,8 @@ def benchmark_inference(
 ) -> str:
     """Time the folder of cases with both presets, compare the masks, write `inference.json`.
 
+    After an interruption, it goes on with the model and the rounds that it had.
+
     Args:
         sides: both programs.
         model: whose weights they share.
@@ -90,11 +92,16 @@ def benchmark_inference(
     work = sides.work
     names = write_cases(work / "cases", sizes, small=not largest)
     write_cases(work / "first", sizes[:1], small=not largest)
+    settings = {"model": str(model), "plan": asdict(plan), "sizes": sizes, "device": sides.device}
+    settings |= {"engine": engine, "precision": precision}
+    rounds = Rounds(work / "inference-rounds.json", settings)
     with ExitStack() as stack:
         stock = stack.enter_context(sides.stock())
         ours = {name: stack.enter_context(sides.ours(name)) for name in PRESETS}
         everyone = {"stock": stock, **ours}
-        loads = _load(work, model, plan, everyone, engine=engine, precision=precision)
+        if model.folder is None and not rounds.done:
+            _make(stock, work, model, plan)
+        loads = _load(work, model, everyone, engine=engine, precision=precision)
         one, asked = (
             {
                 name: _predicting(side, work / part / "images", work / part / name)
@@ -102,7 +109,7 @@ def benchmark_inference(
             }
             for part in ("first", "cases")
         )
-        first, warm = in_turn(asked, pairs=pairs, warm_up=one)
+        first, warm = in_turn(asked, pairs=pairs, warm_up=one, rounds=rounds)
         limit = ours["fast"].ask("limit")["gflop_per_s"]
         largest_rows = _largest_case(work, stock, ours["accurate"]) if largest else []
     masks = work / "cases"
@@ -123,24 +130,29 @@ def benchmark_inference(
         "same_masks": agreement["accurate"] >= SAME_DSC,
     }
     answers = {"load": loads, "cold_s": cold, "first": first, "warm": warm}
-    return write_result(work / "inference.json", rows + largest_rows, facts, answers)
+    text = write_result(work / "inference.json", rows + largest_rows, facts, answers)
+    rounds.forget()
+    return text
+
+
+def _make(stock: Side, work: Path, model: Model, plan: Plan) -> None:
+    """Let nnU-Net make the model that both run."""
+    half = [n // 2 for n in plan.patch_size]
+    stock.ask(
+        "make_model",
+        folder=str(work / "model"),
+        plan=asdict(plan),
+        cases=str(work / "cases"),
+        patch_size=half,
+        minutes=model.minutes,
+    )
 
 
 def _load(
-    work: Path, model: Model, plan: Plan, sides: dict[str, Side], *, engine: str, precision: str
+    work: Path, model: Model, sides: dict[str, Side], *, engine: str, precision: str
 ) -> dict[str, Answer]:
     """Load the rival's model, and its weights as a bundle."""
     folder = model.folder or work / "model"
-    if model.folder is None:
-        half = [n // 2 for n in plan.patch_size]
-        sides["stock"].ask(
-            "make_model",
-            folder=str(folder),
-            plan=asdict(plan),
-            cases=str(work / "cases"),
-            patch_size=half,
-            minutes=model.minutes,
-        )
     origin = {"folder": str(folder), "fold": model.fold, "checkpoint": model.checkpoint}
     bundle = str(work / "bundle")
     sides["accurate"].ask("import_model", **origin, bundle=bundle)

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import torch
 
-from pancreas_mtl.data.files import write_text
+from pancreas_mtl.data.files import write_json, write_text
 
 Answer = dict[str, Any]
 
@@ -39,22 +39,51 @@ class Row:
         return [self.what, *values, f"{self.ratio:.1f}{spread}", self.note]
 
 
+class Rounds:
+    """The rounds that are done; in a file as well, so that an interrupted benchmark goes on.
+
+    Args:
+        path: of the file, None for none; rounds in it that had other settings are forgotten.
+        settings: all that the timings depend on; the processor is added.
+    """
+
+    def __init__(self, path: Path | None = None, settings: Mapping[str, Any] | None = None) -> None:
+        self._path = path
+        self._settings = json.loads(json.dumps({**(settings or {}), "cpu": cpu_name()}))
+        self.done: list[dict[str, Answer]] = []
+        if path and path.exists():
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            self.done = kept["rounds"] if kept["settings"] == self._settings else []
+
+    def add(self, one: dict[str, Answer]) -> None:
+        """Keep a round."""
+        self.done.append(one)
+        if self._path:
+            write_json(self._path, {"settings": self._settings, "rounds": self.done})
+
+    def forget(self) -> None:
+        """What the file holds, when the result is written: the next benchmark begins anew."""
+        if self._path:
+            self._path.unlink(missing_ok=True)
+
+
 def in_turn(
     asked: Mapping[str, Callable[[], Answer]],
     *,
     pairs: int,
     warm_up: Mapping[str, Callable[[], Answer]] | None = None,
+    rounds: Rounds | None = None,
 ) -> tuple[dict[str, Answer], dict[str, list[Answer]]]:
     """The first answer of each, which warms it up, then those of so many rounds.
 
     Prints the seconds of every answer as it comes, since all of them can take hours.
     """
     first = {name: _announced("warm-up", name, ask) for name, ask in (warm_up or asked).items()}
-    rounds = [
-        {name: _announced(f"{number}/{pairs}", name, ask) for name, ask in asked.items()}
-        for number in range(1, pairs + 1)
-    ]
-    return first, {name: [one[name] for one in rounds] for name in asked}
+    rounds = rounds or Rounds()
+    for number in range(len(rounds.done) + 1, pairs + 1):
+        turn = {name: _announced(f"{number}/{pairs}", name, ask) for name, ask in asked.items()}
+        rounds.add(turn)
+    return first, {name: [one[name] for one in rounds.done[:pairs]] for name in asked}
 
 
 def _announced(what: str, name: str, ask: Callable[[], Answer]) -> Answer:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pydicom
 from pydicom.pixels import get_decoder
 
+from pancreas_mtl.data.files import reason
 from pancreas_mtl.data.images import (
     GRID_TOLERANCE,
     canonical_shape,
@@ -234,8 +235,9 @@ def _decoded(path: Path) -> tuple[Any, npt.NDArray[Any]]:
                 f"{path} is stored as {syntax.name}, which nothing here decodes: pip install "
                 "'pancreas-mtl[dicom]' for all that CTs use, or export uncompressed"
             ) from None
-        reason = " ".join(str(error).split())[:120]
-        raise CaseError(f"{path} is truncated or damaged ({reason}): copy it again") from None
+        raise CaseError(
+            f"{path} is truncated or damaged ({reason(error)}): copy it again"
+        ) from None
 
 
 def _can_decode(syntax: Any) -> bool:

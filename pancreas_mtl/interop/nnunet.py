@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pancreas_mtl.data.files import reason
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.inference.bundle import save_bundle
 from pancreas_mtl.interop.nnunet_plans import NnunetPlan, in_image_order, read_plan
@@ -98,16 +99,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UsageError(f"{path}: not found; check model_folder, fold and checkpoint") from None
     except pickle.UnpicklingError as error:
-        reason = str(error).partition("WeightsUnpickler error:")[2] or str(error)
-        reason = " ".join(reason.split(". ")[0].split())
+        said = str(error).partition("WeightsUnpickler error:")[2] or str(error)
+        said = " ".join(said.split(". ")[0].split())
         raise UsageError(
             f"{path}: refused: it is damaged, or holds more than numbers and plain data "
-            f"({reason}); {OTHER}"
+            f"({said}); {OTHER}"
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise UsageError(
-            f"{path}: damaged ({' '.join(str(error).split())[:200]}): {OTHER}"
-        ) from None
+        raise UsageError(f"{path}: damaged ({reason(error)}): {OTHER}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path}: not a checkpoint of nnU-Net v2 (no dictionary): {OTHER}")
     return content

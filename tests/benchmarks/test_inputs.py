@@ -32,5 +32,16 @@ def test_cases_have_the_shapes_that_are_asked_for(tmp_path):
         assert mask.array.max() > 0
 
 
+def test_cases_of_other_shapes_are_replaced_and_the_same_ones_stay(tmp_path):
+    for sizes in (TINY_SIZES, TINY_SIZES[1:]):
+        names = write_cases(tmp_path, sizes, small=True)
+        images = sorted((tmp_path / "images").iterdir())
+        assert [path.name for path in images] == [f"{name}_0000.nii.gz" for name in names]
+    assert read_image(images[0]).array.shape == TINY_SIZES[1][0]
+    made = images[0].stat().st_mtime_ns
+    write_cases(tmp_path, TINY_SIZES[1:], small=True)
+    assert images[0].stat().st_mtime_ns == made
+
+
 def test_a_plan_survives_json():
     assert plan_from(asdict(QUIZ_PLAN)) == QUIZ_PLAN

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from pancreas_mtl.benchmarks.pairs import in_turn, row, table, write_result
+from pancreas_mtl.benchmarks.pairs import Rounds, in_turn, row, table, write_result
 
 
 def test_rounds_alternate_after_a_warm_up():
@@ -22,6 +22,28 @@ def test_another_warm_up_takes_the_place_of_the_first_round(capsys):
     first, warm = in_turn(asked, pairs=1, warm_up={"a": lambda: {"seconds": 1.0}})
     assert (first, warm) == ({"a": {"seconds": 1.0}}, {"a": [{"seconds": 9.0}]})
     assert capsys.readouterr().out == "warm-up a: 1.00 s\n1/1 a: 9.00 s\n"
+
+
+def test_an_interrupted_benchmark_goes_on_with_its_rounds_unless_settings_differ(tmp_path):
+    answers = iter([1.0, 2.0, KeyboardInterrupt, 3.0, 4.0, 5.0, 6.0])
+
+    def ask():
+        value = next(answers)
+        if value is KeyboardInterrupt:
+            raise value
+        return {"seconds": value}
+
+    def measure(pairs, **settings):
+        rounds = Rounds(tmp_path / "rounds.json", settings)
+        return in_turn({"a": ask}, pairs=pairs, rounds=rounds)[1]["a"], rounds
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(3, engine="torch")
+    warm, rounds = measure(2, engine="torch")  # 3.0 warms up
+    assert [one["seconds"] for one in warm] == [2, 4]
+    assert [one["seconds"] for one in measure(1, engine="openvino")[0]] == [6]
+    rounds.forget()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_ratio_is_taken_pair_by_pair():

@@ -1,4 +1,4 @@
-"""nnU-Net's own trainer, cut to a wall-clock budget; nnU-Net finds it by `nnUNet_extTrainer`.
+"""nnU-Net's own trainer, cut to a wall-clock budget; `nnunet.py` puts it beside nnU-Net's own.
 
 The learning rate falls by nnU-Net's polynomial over the budget instead of over 1,000 epochs. No
 mirroring, as in the trainings that it is compared with: all phantoms have one orientation.
