@@ -44,12 +44,12 @@ class Rounds:
 
     Args:
         path: of the file, None for none; rounds in it that had other settings are forgotten.
-        settings: all that the timings depend on; the processor is added.
+        settings: all that the timings depend on, as JSON; the processor is added.
     """
 
-    def __init__(self, path: Path | None = None, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, path: Path | None = None, settings: Any = None) -> None:
         self._path = path
-        self._settings = json.loads(json.dumps({**(settings or {}), "cpu": cpu_name()}))
+        self._settings = json.loads(json.dumps([settings, cpu_name()]))
         self.done: list[dict[str, Answer]] = []
         if path and path.exists():
             kept = json.loads(path.read_text(encoding="utf-8"))
