@@ -35,10 +35,9 @@ class Calibration:
     """The defaults change nothing, and give no sets.
 
     `conformity` holds the probability, before any temperature, that the model gave to the true
-    subtype of each held-out case; `coverage` is what its sets state. `lesion_bias` is
-    added to the lesion's logit; then `largest_pancreas` and `largest_lesion` keep only the largest
-    component. `fitted_on` says how many cases of which kind
-    it owes to.
+    subtype of each held-out case; `coverage` is what its sets state. `lesion_bias` is added to the
+    lesion's logit; then `largest_pancreas` and `largest_lesion` keep only the largest component.
+    `fitted_on` says how many cases of which kind it owes to.
     """
 
     subtype_temperature: float = 1.0
