@@ -13,7 +13,7 @@ SECONDS := 60
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1|/' | \
-		awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+		awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## make .venv with the package, its extras and the tools of development
 
@@ -112,8 +112,12 @@ bench: $(STAMP) $(NNUNET)/.ready  ## inference, data and training against stock 
 bench-accuracy: $(STAMP)  ## subtype heads on hard phantoms, three seeds each: hours on 2 cores
 	$(BIN)/python -m pancreas_mtl.bench_accuracy
 
-bench-nnunet: $(STAMP) $(NNUNET)/.ready  ## nnU-Net v2 on the phantoms of bench-accuracy, with the time that `lesion` took
-	$(BIN)/python docs/rivals/nnunet.py outputs/bench-accuracy/small lesion/seed0 --venv $(NNUNET)
+HALF_HOUR := outputs/bench-accuracy/half_hour
+
+bench-nnunet: $(STAMP) $(NNUNET)/.ready  ## half an hour of training for `balanced` and for nnU-Net v2, same phantoms and plan
+	$(BIN)/python -m pancreas_mtl.bench_accuracy comparison=heads only=[lesion] seeds=[0] \
+		'sizes.small=[budget=half_hour]' output_dir=$(HALF_HOUR)
+	$(BIN)/python docs/rivals/nnunet.py $(HALF_HOUR) lesion/seed0 --venv $(NNUNET)
 
 clean:  ## remove caches and outputs, but not .venv
 	rm -rf outputs multirun build .pytest_cache .mypy_cache .ruff_cache
