@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -62,6 +63,8 @@ def _preprocess(
     """Seconds of each side per case, in turn, and the largest difference of the images."""
     seconds: dict[str, list[float]] = {key: [] for key in sides}
     difference = 0.0
+    for key in sides:
+        shutil.rmtree(work / f"{part}_{key}", ignore_errors=True)  # nnU-Net's files stay otherwise
     for name in names:
         images = {}
         for key, side in sides.items():
