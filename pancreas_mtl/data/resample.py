@@ -8,6 +8,7 @@ resize` and `scipy.ndimage.zoom(grid_mode=True, mode="nearest")`, which nnU-Net 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -104,16 +105,38 @@ def resample_labels(labels: LabelArray, shape: Triple, *, orders: Triple) -> Lab
     """Resample a mask without inventing labels: the label with the largest interpolated share.
 
     Each label's indicator is interpolated (at most linearly) and the largest wins; a tie goes to
-    the smaller label. `labels` holds values of `Label`.
+    the smaller label. `labels` holds values of `Label`. Nothing is computed where no voxel of
+    pancreas or lesion reaches.
     """
-    linear: Triple = (min(orders[0], 1), min(orders[1], 1), min(orders[2], 1))
     best = np.zeros(shape, dtype=np.uint8)
-    best_share = resample((labels == 0).astype(np.float32), shape, orders=linear)
-    for label in range(1, NUM_LABELS):
-        if not (labels == label).any():
-            continue
-        share = resample((labels == label).astype(np.float32), shape, orders=linear)
-        wins = share > best_share
-        best[wins] = label
-        np.maximum(best_share, share, out=best_share)
+    foreground = ndimage.find_objects((labels > 0).view(np.uint8))
+    if not foreground:
+        return best
+    here, there, matrices = [], [], []
+    for axis in range(3):
+        matrix = interpolation_matrix(labels.shape[axis], shape[axis], min(orders[axis], 1))
+        rows = _used(matrix[:, foreground[0][axis]], axis=0)
+        if not rows.stop:  # too little to be left on a coarser grid
+            return best
+        columns = _used(matrix[rows], axis=1)
+        here.append(columns)
+        there.append(rows)
+        matrices.append(matrix[rows, columns])
+    part = labels[tuple(here)]
+    shares = [_interpolated(part == label, matrices) for label in range(NUM_LABELS)]
+    best[tuple(there)] = np.argmax(shares, axis=0)
     return best
+
+
+def _interpolated(indicator: npt.NDArray[np.bool_], matrices: Sequence[FloatArray]) -> FloatArray:
+    """An indicator times a matrix per axis; first those that shrink it most."""
+    out: FloatArray = indicator.astype(np.float32)
+    for axis in sorted(range(3), key=lambda axis: np.divide(*matrices[axis].shape)):
+        out = apply_matrix(matrices[axis], out, axis)
+    return out
+
+
+def _used(matrix: FloatArray, *, axis: int) -> slice:
+    """From the first to the last row (axis 0) or column (axis 1) with a weight."""
+    used = np.flatnonzero(matrix.any(axis=1 - axis))
+    return slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 0)

@@ -80,3 +80,21 @@ def test_labels_survive_a_round_trip_of_doubling():
 
 def test_empty_mask_stays_empty():
     assert not resample_labels(np.zeros((4, 4, 4), np.uint8), (7, 3, 5), orders=(1, 1, 1)).any()
+
+
+@pytest.mark.parametrize("shape", [(4, 11, 30), (20, 9, 5), (1, 1, 2)])
+@pytest.mark.parametrize("orders", [(1, 1, 1), (0, 3, 3)])
+def test_labels_are_those_of_a_whole_interpolation(shape, orders):
+    linear = tuple(min(order, 1) for order in orders)
+    for _ in range(10):
+        blurred = ndimage.gaussian_filter(RNG.random((9, 14, 12)), 1.5)
+        labels = np.digitize(blurred, np.quantile(blurred, [0.9, 0.97])).astype(np.uint8)
+        shares = [resample(labels == label, shape, orders=linear) for label in range(3)]
+        expected = np.argmax(shares, axis=0)
+        np.testing.assert_array_equal(resample_labels(labels, shape, orders=orders), expected)
+
+
+def test_a_voxel_that_a_coarser_grid_steps_over_leaves_nothing():
+    labels = np.zeros((9, 9, 9), np.uint8)
+    labels[4, 4, 4] = 1
+    assert not resample_labels(labels, (2, 2, 2), orders=(0, 0, 0)).any()
