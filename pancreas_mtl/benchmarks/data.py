@@ -63,8 +63,8 @@ def _preprocess(
     """Seconds of each side per case, in turn, and the largest difference of the images."""
     seconds: dict[str, list[float]] = {key: [] for key in sides}
     difference = 0.0
-    for key in sides:
-        shutil.rmtree(work / f"{part}_{key}", ignore_errors=True)  # nnU-Net's files stay otherwise
+    for key in sides:  # ours would take the cases of a benchmark before from its cache
+        shutil.rmtree(work / f"{part}_{key}", ignore_errors=True)
     for name in names:
         images = {}
         for key, side in sides.items():

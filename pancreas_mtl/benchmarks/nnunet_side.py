@@ -192,6 +192,8 @@ class Tasks:
         )
         case = str(Path(folder, Path(mask).name.removesuffix(".nii.gz")))
         Path(folder).mkdir(parents=True, exist_ok=True)
+        for kind in ("", "_seg"):  # of a benchmark before; it does not write over them
+            Path(f"{case}{kind}.b2nd").unlink(missing_ok=True)
         nnUNetDatasetBlosc2.save_case(data, seg, properties, case)
         np.save(f"{case}_image.npy", data[0].astype(np.float32))
         return {"image": f"{case}_image.npy"}
