@@ -117,7 +117,7 @@ HALF_HOUR := outputs/bench-accuracy/half_hour
 bench-nnunet: $(STAMP) $(NNUNET)/.ready  ## half an hour of training for `balanced` and for nnU-Net v2, same phantoms and plan
 	$(BIN)/python -m pancreas_mtl.bench_accuracy comparison=heads only=[lesion] seeds=[0] \
 		'sizes.small=[budget=half_hour]' output_dir=$(HALF_HOUR)
-	$(BIN)/python docs/rivals/nnunet.py $(HALF_HOUR) lesion/seed0 --venv $(NNUNET)
+	$(BIN)/python docs/rivals/nnunet.py $(HALF_HOUR) lesion/seed0 --minutes 30 --venv $(NNUNET)
 
 clean:  ## remove caches and outputs, but not .venv
 	rm -rf outputs multirun build .pytest_cache .mypy_cache .ruff_cache

@@ -15,8 +15,9 @@ from pancreas_mtl.data.phantom import write_dataset
 from pancreas_mtl.data.pool import default_workers
 from pancreas_mtl.errors import CaseError
 from pancreas_mtl.evaluation.partial_labels import write_parts
+from pancreas_mtl.evaluation.trial_runs import run_trials
 from pancreas_mtl.evaluation.trial_table import read_outcomes, render_markdown, summarise, write_csv
-from pancreas_mtl.evaluation.trials import Laboratory, list_trials, run_trials
+from pancreas_mtl.evaluation.trials import Laboratory, list_trials
 
 PHANTOM_BYTES = 4e8  # in memory, for a large crop
 

@@ -124,6 +124,20 @@ def plain(config: Any) -> Any:
     return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
 
 
+def differences(
+    before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = ""
+) -> dict[str, list[Any]]:
+    """The dotted keys of both whose values differ: what they were, and what they are."""
+    found: dict[str, list[Any]] = {}
+    for key in [key for key in before if key in after]:
+        old, new = before[key], after[key]
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found |= differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found[f"{prefix}{key}"] = [old, new]
+    return found
+
+
 def print_config(config: DictConfig) -> None:
     """Print the resolved configuration as YAML, in colour on a terminal."""
     text = OmegaConf.to_yaml(config, resolve=True)

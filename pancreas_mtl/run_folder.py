@@ -9,7 +9,8 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from pancreas_mtl.command import has_siblings, is_first_process
-from pancreas_mtl.data.files import write_text
+from pancreas_mtl.configuration import differences, plain
+from pancreas_mtl.data.files import read_yaml, write_text
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.training.checkpoints import read_checkpoint
 
@@ -42,6 +43,10 @@ What a resumed run would go on from goes first, `config.yaml`, by which a run is
 whenever overwriting is killed, the same command goes on with it.
 """
 
+KEPT = ("fold", "seed", "overfit_cases", "plan", "model")
+"""Keys and sections that a resumed run keeps: by them its cases were divided, its plan and network
+made. The data are known by their folds; what else differs is noted in `run.json`.
+"""
 
 MADE_BY_ANY = ("plan.json", "splits.json", "audit.json")
 """What the first of several processes that needs it makes, whatever its rank."""
@@ -54,8 +59,9 @@ def open_run(config: DictConfig, run_dir: Path) -> Path | None:
         The checkpoint to go on from, None to start at the beginning.
 
     Raises:
-        UsageError: the folder holds a run, and neither resume nor overwrite is asked for, or files
-            that a run would replace; its last checkpoint is damaged; the folder cannot be written.
+        UsageError: the folder holds a run, and neither resume nor overwrite is asked for, or
+            another one than is to be resumed, or files that a run would replace; its last
+            checkpoint is damaged; the folder cannot be written.
         CaseError: the disk is full.
     """
     checkpoint = None
@@ -78,6 +84,7 @@ def _existing_run(config: DictConfig, run_dir: Path) -> Path | None:
     if not is_first_process():
         return last if config.resume and last.exists() else None
     if config.resume:
+        _refuse_other_run(config, run_dir)
         if not last.exists():
             return None
         read_checkpoint(last)
@@ -94,6 +101,16 @@ def _existing_run(config: DictConfig, run_dir: Path) -> Path | None:
         else:
             path.unlink(missing_ok=True)
     return None
+
+
+def _refuse_other_run(config: DictConfig, run_dir: Path) -> None:
+    """Cases that trained its weights would be held out, or a change would quietly do nothing."""
+    for key, (old, new) in differences(read_yaml(run_dir / CONFIG), plain(config)).items():
+        if key.split(".")[0] in KEPT:
+            raise UsageError(
+                f"output_dir={run_dir} holds a run with {key}={old}, not {new}: leave it as it "
+                "was, start anew by overwrite=true, or give another output_dir"
+            )
 
 
 def _refuse_other_files(run_dir: Path) -> None:

@@ -1,9 +1,10 @@
 """`run.json` of a training: what it was made from and how it ended; beside it what repeats it.
 
 `git.diff` holds the changes since the revision, `.hydra/config.yaml` the configuration in the form
-that `python train.py --config-path RUN/.hydra --config-name config output_dir=DIR` repeats. All of
-it is of the first start; what differs when the run is resumed stands in `resumed`, its changes of
-the code in `resumed/1.diff` and so on.
+that `python train.py --config-path RUN/.hydra --config-name config output_dir=DIR` repeats, that of
+the last start. Code, packages and machine are those of the first start; what differs when the run
+is resumed stands in `resumed`, settings that had other values among it, its changes of the code in
+`resumed/1.diff` and so on.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from pancreas_mtl.command import is_first_process
-from pancreas_mtl.data.files import make_folder, write_json, write_text
+from pancreas_mtl.configuration import differences, plain
+from pancreas_mtl.data.files import make_folder, read_yaml, write_json, write_text
 from pancreas_mtl.interruption import Interrupted
 from pancreas_mtl.multirun import is_job
 from pancreas_mtl.provenance import code_state, machine, package_versions, peak_memory_gb
@@ -106,12 +108,6 @@ def recorded(config: DictConfig, run_dir: Path) -> Iterator[None]:
     note(run_dir, status="finished", error=None, ended=_now(), peak_memory_gb=peak)
 
 
-def data_fingerprint(entries: Iterable[tuple[str, str]]) -> str:
-    """A name for the very contents of a dataset, from its cases' names and content keys."""
-    text = json.dumps(sorted(entries))
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
 def config_digest(config: DictConfig) -> str:
     """A name for what decides a run's result."""
     values = OmegaConf.to_container(config, resolve=True)
@@ -146,6 +142,8 @@ def _note_origin(config: DictConfig, run_dir: Path) -> None:
     }
     if first:
         changed = {key: value for key, value in origin.items() if value != facts[key]}
+        if settings := _changed_settings(config, run_dir):
+            changed["settings"] = settings
         diff = f"resumed/{len(facts['resumed']) + 1}.diff"
         make_folder(run_dir / "resumed")
         write_text(run_dir / diff, code.diff)
@@ -154,6 +152,13 @@ def _note_origin(config: DictConfig, run_dir: Path) -> None:
         write_text(run_dir / "git.diff", code.diff)
     _write_repeatable(config, run_dir / ".hydra")
     write_json(run_dir / "run.json", facts)
+
+
+def _changed_settings(config: DictConfig, run_dir: Path) -> dict[str, list[Any]]:
+    """What decides the result and was otherwise at the last start: before and now, by key."""
+    repeatable = run_dir / ".hydra" / "config.yaml"
+    found = differences(read_yaml(repeatable), plain(config)) if repeatable.exists() else {}
+    return {key: both for key, both in found.items() if key.split(".")[0] not in BOOKKEEPING}
 
 
 def _write_repeatable(config: DictConfig, folder: Path) -> None:

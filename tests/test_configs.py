@@ -128,6 +128,24 @@ def test_sections_name_exactly_the_fields_of_their_dataclass(section):
         assert set(OmegaConf.load(path)) == names, path
 
 
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [
+        ("head/lesion", NetworkConfig),
+        ("optimizer/adamw", OptimizerConfig),
+        ("loss/joint", LossConfig),
+        ("sampling/patches", SamplingConfig),
+        ("plan/full", PlanConfig),
+    ],
+)
+def test_defaults_from_python_are_those_of_the_command_line(file, kind):
+    for key, value in OmegaConf.to_container(OmegaConf.load(CONF / f"{file}.yaml")).items():
+        expected = tuple(value) if isinstance(value, list) else value
+        if isinstance(value, float):
+            expected = pytest.approx(value, rel=1e-3)  # a third is .3333 there
+        assert getattr(kind(), key) == expected, key
+
+
 @pytest.mark.parametrize("section", SECTIONS)
 def test_a_mistyped_key_fails_by_its_name(section):
     config = OmegaConf.create({section: {"lrr": 1}})

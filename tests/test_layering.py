@@ -22,8 +22,8 @@ ALLOWED = {
     "help": {"configuration"},
     "multirun": {"data"},
     "command": {"configuration", "help", "multirun"},
-    "run_folder": {"data", "training", "command"},
-    "run_record": {"data", "training", "command", "multirun"},
+    "run_folder": {"data", "training", "command", "configuration"},
+    "run_record": {"data", "training", "command", "configuration", "multirun"},
 }
 ANYTHING = CORE | {
     "inference",

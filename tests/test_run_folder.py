@@ -1,4 +1,5 @@
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,20 @@ def test_resuming_finds_the_last_checkpoint_or_starts_anew(tmp_path):
     last = tmp_path / "checkpoints" / "last.ckpt"
     torch.save({"state_dict": {}}, last)
     assert open_run(config(resume=True), tmp_path) == last
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [({"fold": 1}, "fold=0, not 1"), ({"plan": {"memory_gb": 2.0}}, "plan.memory_gb=8.0, not 2.0")],
+)
+def test_another_run_is_not_resumed(tmp_path, change, key):
+    """Held-out cases would have trained its weights, or the change would quietly do nothing."""
+    first = {"fold": 0, "plan": {"memory_gb": 8.0}, "lr": 1e-5}
+    open_run(config(**first), tmp_path)
+    with pytest.raises(UsageError, match=f"holds a run with {re.escape(key)}: leave it as it was"):
+        open_run(config(resume=True, **first | change), tmp_path)
+    assert OmegaConf.load(tmp_path / "config.yaml").fold == 0
+    open_run(config(resume=True, **first | {"lr": 1e-4}), tmp_path)
 
 
 def test_resuming_from_what_is_no_checkpoint(tmp_path):

@@ -106,6 +106,15 @@ def test_what_changes_before_a_resume_is_added_and_replaces_nothing(tmp_path, mo
     assert [(tmp_path / name).read_text() for name in files] == ["first", "second", "third"]
 
 
+def test_settings_that_change_before_a_resume_are_listed(tmp_path):
+    for changes in ({"lr": 1e-5}, {"lr": 1e-5}, {"lr": 1e-4, "trainer": {"devices": 2}}):
+        with recorded(config(resume=True, **changes), tmp_path):
+            pass
+    again, changed = read_record(tmp_path)["resumed"]
+    assert "settings" not in again
+    assert changed["settings"] == {"lr": [1e-5, 1e-4], "trainer.devices": [1, 2]}
+
+
 def test_a_full_disk_leaves_the_record_that_was_there(tmp_path):
     with recorded(config(), tmp_path):
         pass

@@ -3,8 +3,9 @@
     python docs/rivals/nnunet.py outputs/bench-accuracy/small lesion/seed0
 
 gives nnU-Net the plan of that trial (spacing, patch, batch, channels) and the seconds that its
-training took, and evaluates what it says of the test cases, by its own program and by ours. What is
-done is kept. `--venv` is its environment (`make bench-nnunet-env`), `--minutes` another budget.
+training took, from preprocessing to report, and evaluates what it says of the test cases, by its
+own program and by ours. What is done is kept, in a folder for each trial and budget. `--venv` is
+its environment (`make bench-nnunet-env`), `--minutes` another budget.
 """
 
 import argparse
@@ -19,7 +20,8 @@ from pathlib import Path
 from pancreas_mtl.data.cases import read_cases
 from pancreas_mtl.data.plan import load_plan
 from pancreas_mtl.data.splits import make_splits
-from pancreas_mtl.evaluation.trials import Laboratory, Trial, seconds
+from pancreas_mtl.evaluation.trial_runs import seconds
+from pancreas_mtl.evaluation.trials import Laboratory, Trial
 
 NAME, ID = "Dataset172_Phantom", "172"
 PLANS, TRAINER = "nnUNetPlans", "nnUNetTrainerBudget"
@@ -63,11 +65,12 @@ class NnUNet:
 
 def main():
     options = arguments()
-    home, data = options.output_dir / "nnunet", options.output_dir / "data"
-    home.mkdir(exist_ok=True)
     name, _, seed = options.trial.partition("/seed")
     trial, laboratory = Trial(name, int(seed), ()), Laboratory(options.output_dir)
     budget_s = 60 * options.minutes or seconds(trial, laboratory)["train"]
+    data = options.output_dir / "data"
+    home = options.output_dir / "nnunet" / trial.name / f"{budget_s:.0f}s"
+    home.mkdir(parents=True, exist_ok=True)
     nnunet = NnUNet(home, options.venv.absolute(), budget_s, options.steps)
     nnunet.add_trainer(ROOT / "docs" / "rivals" / f"{TRAINER}.py")
     copy_phantoms(data, home / "raw" / NAME)

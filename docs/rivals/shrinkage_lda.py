@@ -4,8 +4,9 @@
 
 takes the networks of one configuration of `bench_accuracy`, pools what its head would see in each
 of fold 0's training cases, fits linear discriminants with Ledoit and Wolf's shrinkage, and answers
-for the test cases. `mask_only` never saw a subtype, so its features of the training cases are as
-honest as those of the test cases. Needs scikit-learn, which is among the tools of development.
+for the test cases. `mask_only` never saw a subtype; but its features of the training cases come
+from masks that it has learned by heart, unlike those of the test cases: a handicap that joint
+training does not have. Needs scikit-learn, which is among the tools of development.
 """
 
 import sys
@@ -25,7 +26,7 @@ from pancreas_mtl.evaluation.references import read_references
 from pancreas_mtl.inference.bundle import load_bundle
 from pancreas_mtl.inference.windows import predict_windows
 from pancreas_mtl.metrics.intervals import bootstrap_ci
-from pancreas_mtl.metrics.subtype import confusion_matrix, f1_scores
+from pancreas_mtl.metrics.subtype import macro_f1
 
 
 @torch.inference_mode()
@@ -44,10 +45,6 @@ def pooled(bundle, path):
     bundle.network.subtype_head(whole.evidence)
     handle.remove()
     return seen[-1][0].numpy()
-
-
-def macro_f1(references, answers):
-    return f1_scores(confusion_matrix(references, answers)).mean(axis=-1)
 
 
 def main(folder, configuration):

@@ -7,14 +7,10 @@ its macro-F1 on 1,500 new cases. `python docs/simulations/checkpoint_choice.py`,
 
 import numpy as np
 
-from pancreas_mtl.metrics.subtype import confusion_matrix, f1_scores, mean_auroc
+from pancreas_mtl.metrics.subtype import macro_f1, mean_auroc
 
 RUNS, CHECKPOINTS, NEW_CASES = 300, 15, 1500
 SHARES = (0.22, 0.42, 0.36)
-
-
-def macro_f1(references, predictions):
-    return f1_scores(confusion_matrix(references, predictions)).mean(axis=-1)
 
 
 def answers(rng, references, signal, lean, sharpness):

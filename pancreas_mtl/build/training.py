@@ -56,7 +56,8 @@ def network(config: DictConfig, plan: Plan) -> MultitaskUNet:
 def module(config: DictConfig, plan: Plan) -> MultitaskModule:
     """The LightningModule, with its network, from trained weights where `model` names some."""
     built = network(config, plan)
-    warm_start(built, settings(WarmStart, config, "model"), plan)
+    run = {"data": plain(config.data), "fold": config.fold}
+    warm_start(built, settings(WarmStart, config, "model"), plan, run=run)
     return MultitaskModule(
         built,
         plan=plan,

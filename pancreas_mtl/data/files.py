@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import fcntl
+import glob
 import json
 import os
 import shutil
@@ -47,6 +48,34 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise not_written(path, error) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty draft that takes the place of `folder` at the end, unless an error came.
+
+    Raises:
+        CaseError: the disk is full, or the folder cannot be written to.
+    """
+    home = next(one for one in folder.absolute().parents if one.exists())
+    draft = home / f".{folder.name}.{uuid.uuid4().hex[:8]}"
+    old = draft.with_suffix(".old")
+    try:
+        for leftover in home.glob(f".{glob.escape(folder.name)}.*"):
+            shutil.rmtree(leftover, ignore_errors=True)  # of a process that was killed
+        draft.mkdir()
+        yield draft
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists():
+            folder.rename(old)
+        draft.rename(folder)
+    except OSError as error:
+        raise not_written(folder, error) from None
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for path in (draft, old):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def is_leftover(path: Path) -> bool:

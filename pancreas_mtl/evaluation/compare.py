@@ -20,8 +20,8 @@ from pancreas_mtl.metrics.comparison import (
     optimism_of_best_of,
     paired_difference,
 )
-from pancreas_mtl.metrics.intervals import Array, mean
-from pancreas_mtl.metrics.subtype import confusion_matrix, f1_scores
+from pancreas_mtl.metrics.intervals import mean
+from pancreas_mtl.metrics.subtype import macro_f1
 from pancreas_mtl.types import UNKNOWN
 
 Row = Mapping[str, Any]
@@ -115,20 +115,15 @@ def _of_macro_f1(rows: Sequence[Row], others: Sequence[Row], resamples: int) -> 
         return None
     references = np.array([a["subtype"] for a, _ in pairs], dtype=np.int64)
     paired = paired_difference(
-        _macro_f1,
+        lambda of_one, truth: macro_f1(truth, of_one),
         answers[:, 0],
         answers[:, 1],
         references,
         strata=references,
         resamples=resamples,
     )
-    value, other = (float(_macro_f1(answers[:, run], references)) for run in (0, 1))
+    value, other = (float(macro_f1(references, answers[:, run])) for run in (0, 1))
     return _comparison("macro_f1", len(pairs), value, other, paired)
-
-
-def _macro_f1(answers: Array, references: Array) -> Array:
-    scores: Array = f1_scores(confusion_matrix(references, answers)).mean(axis=-1)
-    return scores
 
 
 def _comparison(

@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from pancreas_mtl.data.cases import read_cases
-from pancreas_mtl.data.files import link_or_copy, read_yaml, write_csv
+from pancreas_mtl.data.files import (
+    atomic_folder,
+    link_or_copy,
+    make_folder,
+    read_yaml,
+    write_csv,
+)
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluation.calibrate import HeldOut, cross_fit, fit
 from pancreas_mtl.evaluation.held_out import (
@@ -124,7 +130,9 @@ def gather(runs: Mapping[str, Path], oof_dir: Path) -> dict[str, str]:
     facts: dict[str, Any] = {}
     for short, run in runs.items():
         document = json.loads((run / OOF / "run.json").read_text())
-        records += [read_record(one) for one in document.pop("failures")]
+        for raw in document.pop("failures"):  # which evaluation counts as the worst
+            group_of[raw["name"]] = short
+            records.append(read_record(raw))
         for raw in document.pop("cases"):
             name = raw["name"]
             group_of[name] = short
@@ -133,10 +141,10 @@ def gather(runs: Mapping[str, Path], oof_dir: Path) -> dict[str, str]:
             records.append(replace(read_record(raw), subtype_probabilities=probabilities))
         losses |= read_losses(run / OOF / LOSSES)
         facts = document | {"bundles": [*facts.get("bundles", []), *document["bundles"]]}
-    close_output(oof_dir, records, facts)
     write_losses(losses, oof_dir / LOSSES)
     rows = [(f"{name}.nii.gz", run) for name, run in sorted(group_of.items())]
     write_csv(oof_dir / "folds.csv", ["Names", "Run"], rows)
+    close_output(oof_dir, records, facts)
     return group_of
 
 
@@ -171,13 +179,12 @@ def make_ensemble(
     of an ensemble compare case by case with the right model.
     """
     together = fit(cases, coverage=coverage, kind=KIND)
-    shutil.rmtree(output_dir, ignore_errors=True)
-    for short, run in runs.items():
-        own = fit([c for c in cases if c.group == short], coverage=coverage, kind=KIND)
-        bundle = output_dir / short
-        bundle.mkdir(parents=True)
-        for file in (run / "bundle").iterdir():
-            link_or_copy(file, bundle / file.name)
-        (bundle / "calibration.json").unlink(missing_ok=True)
-        save_member_card(bundle)
-        save_calibration(bundle, replace(together, conformity=own.conformity))
+    with atomic_folder(output_dir) as draft:
+        for short, run in runs.items():
+            own = fit([c for c in cases if c.group == short], coverage=coverage, kind=KIND)
+            bundle = make_folder(draft / short)
+            for file in (run / "bundle").iterdir():
+                link_or_copy(file, bundle / file.name)
+            (bundle / "calibration.json").unlink(missing_ok=True)
+            save_member_card(bundle)
+            save_calibration(bundle, replace(together, conformity=own.conformity))

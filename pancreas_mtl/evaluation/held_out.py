@@ -86,8 +86,8 @@ def predict_held_out(bundle_dir: Path, cases: Sequence[Case], oof_dir: Path) -> 
     (oof_dir / LESION_FROM).mkdir()
     sources = [replace(nifti_source(case.image), name=case.name) for case in cases]
     records = predict_cases(predictor, sources, oof_dir, after_case=measure)
-    close_output(oof_dir, records, run_facts(predictor, {"preset": "accurate"}))
     write_losses(losses, oof_dir / LOSSES)
+    close_output(oof_dir, records, run_facts(predictor, {"preset": "accurate"}))
 
 
 def calibrate(

@@ -7,6 +7,7 @@ are validated alike.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,13 +34,19 @@ def write_parts(source: Path, output_dir: Path, parts: Mapping[str, str]) -> Non
         parts: what is known of the rest, one of REST, by name.
 
     Raises:
-        UsageError: what is none of REST.
+        UsageError: what is none of REST, or a copy that was made with another one.
     """
     for name, rest in parts.items():
         if rest not in REST:
             raise UsageError(f"parts.{name}={rest}: choose one of {', '.join(REST)}")
-        if not (output_dir / name / "dataset.json").exists():
+        document = output_dir / name / "dataset.json"
+        if not document.exists():
             _write_part(source, output_dir / name, rest)
+        elif (made := json.loads(document.read_text(encoding="utf-8"))["rest"]) != rest:
+            raise UsageError(
+                f"parts.{name}={rest}: {output_dir / name} was made with {made}: give the part "
+                "another name, or give another output_dir"
+            )
 
 
 def _write_part(source: Path, root: Path, rest: str) -> None:
@@ -61,7 +68,7 @@ def _write_part(source: Path, root: Path, rest: str) -> None:
     write_csv(root / "subtypes.csv", ["Names", "Subtype"], known)
     train = [name for name in fold.train if name in kept]
     write_json(root / "splits_final.json", [{"train": train, "val": list(fold.validation)}])
-    write_json(root / "dataset.json", HEADER | {"numTraining": len(kept)})
+    write_json(root / "dataset.json", HEADER | {"numTraining": len(kept), "rest": rest})
 
 
 def _every_other(cases: list[Case]) -> list[str]:

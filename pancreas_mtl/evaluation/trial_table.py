@@ -2,8 +2,8 @@
 
 The interval over cases draws test cases again, the same for all seeds: how much the figure owes to
 these cases. The interval over seeds is Student's: how much it owes to the luck of training. The
-difference to the first configuration is paired by case; it does not know the luck of training, so
-a difference counts only where both intervals agree.
+difference to the first configuration, over the seeds that both have, is paired by case; it does
+not know the luck of training, so a difference counts only where both intervals agree.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ import numpy as np
 from scipy import stats
 
 from pancreas_mtl.data.nifti import atomic_path
-from pancreas_mtl.evaluation.trials import Laboratory, Trial, seconds
+from pancreas_mtl.evaluation.summary import LAST_OF_ITS_OWN, SURE_OF_THE_NEXT
+from pancreas_mtl.evaluation.trial_runs import seconds
+from pancreas_mtl.evaluation.trials import Laboratory, Trial
 from pancreas_mtl.metrics.intervals import Array, Estimate, bootstrap_ci, mean
-from pancreas_mtl.metrics.subtype import confusion_matrix, ece, f1_scores, mean_auroc
+from pancreas_mtl.metrics.subtype import ece, macro_f1, mean_auroc
 from pancreas_mtl.types import NUM_SUBTYPES, UNKNOWN
 
 Interval = tuple[float, float] | None
@@ -30,7 +32,10 @@ Interval = tuple[float, float] | None
 
 @dataclass(frozen=True)
 class Outcome:
-    """The test cases of one finished trial, sorted by name, N of them."""
+    """The test cases of one finished trial, sorted by name, N of them.
+
+    A case without prediction counts as in an evaluation, as the worst there is.
+    """
 
     trial: Trial
     whole_pancreas_dsc: Array  # (N,)
@@ -38,6 +43,7 @@ class Outcome:
     subtype: Array  # (N,)
     predicted: Array  # (N,), UNKNOWN without prediction
     probabilities: Array  # (N, S)
+    ranks: Array  # (N, S), the same but for cases without prediction; for AUROC
     in_set: Array  # (N,), whether the conformal set holds the subtype; NaN without sets
     set_size: Array  # (N,)
     training_s: float
@@ -61,14 +67,9 @@ Score = Callable[..., Array]
 """From one trial's fields, with resamples on a leading axis, to a value per resample."""
 
 
-def _macro_f1(subtype: Array, predicted: Array) -> Array:
-    scores: Array = f1_scores(confusion_matrix(subtype, predicted)).mean(axis=-1)
-    return scores
-
-
 METRICS: Mapping[str, tuple[Score, tuple[str, ...]]] = {
-    "macro_f1": (_macro_f1, ("subtype", "predicted")),
-    "auroc": (mean_auroc, ("subtype", "probabilities")),
+    "macro_f1": (macro_f1, ("subtype", "predicted")),
+    "auroc": (mean_auroc, ("subtype", "ranks")),
     "lesion_dsc": (mean, ("lesion_dsc",)),
     "whole_pancreas_dsc": (mean, ("whole_pancreas_dsc",)),
     "coverage": (mean, ("in_set",)),
@@ -83,7 +84,7 @@ TITLES = {
     "set_size": "size of sets",
     "ece": "ECE",
 }
-COLUMNS = ("seeds", "mean", "95% over cases", "95% over seeds", "each seed", "minus first")
+COLUMNS = ("seeds", "mean", "95% over cases", "95% over seeds", "each seed")
 
 
 def read_outcomes(trials: Sequence[Trial], laboratory: Laboratory) -> list[Outcome]:
@@ -103,21 +104,26 @@ def _read(trial: Trial, laboratory: Laboratory) -> Outcome:
     def column(key: str, missing: Any) -> Array:
         return np.array([missing if row[key] is None else row[key] for row in rows])
 
+    def shares(missing: Array) -> Array:
+        return np.array([row["subtype_probabilities"] or missing[row["subtype"]] for row in rows])
+
     sets = [row["conformal_set"] for row in rows]
+    without = np.nan if all(members is None for members in sets) else None
     return Outcome(
         trial=trial,
         whole_pancreas_dsc=column("whole_pancreas_dsc", np.nan),
         lesion_dsc=column("lesion_dsc", np.nan),
         subtype=column("subtype", UNKNOWN),
         predicted=column("subtype_predicted", UNKNOWN),
-        probabilities=column("subtype_probabilities", [1 / NUM_SUBTYPES] * NUM_SUBTYPES),
+        probabilities=shares(SURE_OF_THE_NEXT),
+        ranks=shares(LAST_OF_ITS_OWN),
         in_set=np.array(
-            [
-                np.nan if s is None else row["subtype"] in s
-                for s, row in zip(sets, rows, strict=True)
-            ]
+            [without or row["subtype"] in (s or ()) for s, row in zip(sets, rows, strict=True)],
+            dtype=np.float64,
         ),
-        set_size=np.array([np.nan if s is None else len(s) for s in sets]),
+        set_size=np.array(
+            [without or (NUM_SUBTYPES if s is None else len(s)) for s in sets], dtype=np.float64
+        ),
         training_s=seconds(trial, laboratory).get("train", np.nan),
     )
 
@@ -147,11 +153,13 @@ def _line(
     interval = partial(bootstrap_ci, strata=group[0].subtype, resamples=resamples)
     own = interval(_mean_over_seeds(score, len(keys)), *_arrays(group, keys))
     difference = Estimate(None, None)
-    if group[0].trial.configuration != first[0].trial.configuration:
+    both = {one.trial.seed for one in group} & {one.trial.seed for one in first}
+    if both and group[0].trial.configuration != first[0].trial.configuration:
+        ours, theirs = ([o for o in some if o.trial.seed in both] for some in (group, first))
         difference = interval(
-            _difference(score, len(keys), len(group)),
-            *_arrays(group, keys),
-            *_arrays(first, keys),
+            _difference(score, len(keys), len(both)),
+            *_arrays(ours, keys),
+            *_arrays(theirs, keys),
         )
     return Line(
         name,
@@ -217,8 +225,8 @@ def render_markdown(lines: Sequence[Line], outcomes: Sequence[Outcome], *, title
     for metric, heading in TITLES.items():
         rows = [_row(line) for line in lines if line.metric == metric]
         if rows:
-            head = f"| {heading} | {' | '.join(COLUMNS)} |"
-            parts.append("\n".join([head, "|---" * (len(COLUMNS) + 1) + "|", *rows]))
+            cells = [heading, *COLUMNS, f"minus {lines[0].configuration}"]
+            parts.append("\n".join([f"| {' | '.join(cells)} |", "|---" * len(cells) + "|", *rows]))
     times = [f"{name} {np.mean(values):.0f}" for name, values in minutes.items()]
     parts.append(f"Minutes of training and validation: {', '.join(times)}.")
     return "\n\n".join(parts) + "\n"

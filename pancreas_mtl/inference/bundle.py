@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pancreas_mtl.data.files import UNREADABLE, not_written, read_yaml, reason, write_text
+from pancreas_mtl.data.files import UNREADABLE, atomic_folder, read_yaml, reason, write_text
 from pancreas_mtl.data.plan import load_plan, save_plan
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.inference.calibration import Calibration, read_calibration, save_calibration
@@ -74,17 +72,12 @@ def save_bundle(
     config: Mapping[str, Any],
     calibration: Calibration | None = None,
 ) -> None:
-    """Write a bundle beside its place and move it there: it is there whole or not at all.
+    """Write a bundle, which is there whole or not at all.
 
     Raises:
         CaseError: the disk is full, or the folder cannot be written to.
     """
-    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    old = draft.with_suffix(".old")
-    try:
-        for leftover in folder.parent.glob(f".{folder.name}.*"):  # of a process that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
-        draft.mkdir(parents=True)
+    with atomic_folder(folder) as draft:
         tensors = {name: t.detach().float().cpu().contiguous() for name, t in weights.items()}
         (draft / "model.safetensors").write_bytes(save(tensors))
         save_plan(plan, draft / "plan.json")
@@ -92,16 +85,6 @@ def save_bundle(
         write_text(draft / "config.yaml", text)
         save_calibration(draft, calibration or Calibration())
         save_card(draft)
-        if folder.exists():
-            folder.rename(old)
-        draft.rename(folder)
-    except OSError as error:
-        raise not_written(folder, error) from None
-    finally:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        for path in (draft, old):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def find_bundles(path: Path) -> list[Path]:

@@ -7,7 +7,8 @@ coverage, whatever the model is worth, as long as new cases come from where the 
 from (Vovk et al. 2005). A subtype is excluded where too many held-out cases gave their own subtype
 a higher probability; for a single model that is the usual split-conformal set (Sadinle et al. 2019,
 doi:10.1080/01621459.2017.1395341). In an ensemble of folds each held-out case is compared with what
-the model says that had not seen it (CV+: Romano et al. 2020, arXiv:2006.02544).
+the model says that had not seen it (CV+: Romano et al. 2020, arXiv:2006.02544). Such sets usually
+have the stated coverage as well, 1 - a; what is guaranteed of them is about 1 - 2a.
 
 The label with the largest score makes the fewest mistakes, not the largest DSC: for that, a voxel
 whose lesion is less likely than not may have to count as lesion (Lipton et al. 2014,
@@ -85,7 +86,9 @@ def conformal_set(
     better = np.zeros(NUM_SUBTYPES)
     for probabilities, calibration in zip(raw, calibrations, strict=True):
         better += (np.array(calibration.conformity)[:, None] > probabilities).sum(axis=0)
-    kept = better < coverages.pop() * (total + 1)
+    # The new case counts once a model: so models that share their held-out cases exclude no more
+    # than one of them could.
+    kept = better < coverages.pop() * (total + len(calibrations))
     return tuple(int(subtype) for subtype in np.flatnonzero(kept))
 
 

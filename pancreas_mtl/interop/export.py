@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
-import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pancreas_mtl.errors import CaseError, UsageError
+from pancreas_mtl.data.files import atomic_folder
+from pancreas_mtl.errors import UsageError
 from pancreas_mtl.inference.bundle import load_bundle
 from pancreas_mtl.inference.card import CARD
 from pancreas_mtl.interop import processing
@@ -47,7 +47,7 @@ def export_bundle(
     Raises:
         UsageError: a choice that does not exist, an extra that is not installed, an `output_dir`
             that is not free.
-        CaseError: the export disagrees with torch; nothing is left behind.
+        CaseError: the export disagrees with torch, or cannot be written; nothing is left behind.
     """
     if format_name not in FORMATS:
         raise UsageError(f"format={format_name}: choose one of {', '.join(FORMATS)}")
@@ -59,23 +59,12 @@ def export_bundle(
         raise UsageError(
             f"format={format_name}: {error}; pip install 'pancreas-mtl[{chosen.extra}]'"
         ) from None
-    home = next(folder for folder in output_dir.resolve().parents if folder.exists())
-    draft = home / f".{output_dir.name}.{uuid.uuid4().hex[:8]}"
-    try:
-        draft.mkdir()
+    with atomic_folder(output_dir) as draft:
         parity: dict[str, Any] = getattr(writer, chosen.function)(bundle, draft)
         content = processing.processing(bundle, files=writer.FILES, parity=parity)
         (draft / processing.FILE).write_text(json.dumps(content, indent=2) + "\n")
         if (model / CARD).exists():
             shutil.copyfile(model / CARD, draft / CARD)
-        if output_dir.exists():
-            shutil.rmtree(output_dir)
-        output_dir.parent.mkdir(parents=True, exist_ok=True)
-        draft.rename(output_dir)
-    except OSError as error:
-        raise CaseError(f"{output_dir} cannot be written ({error.strerror}): free space") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return parity
 
 

@@ -15,7 +15,9 @@ FULL_SHARE = 0.5
 def subtype_loss(
     logits: Tensor, subtype: Tensor, weight: Tensor, *, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Weighted mean over the patches whose subtype is known, float32.
+    """The mean, over the patches whose subtype is known, of weight times loss, float32.
+
+    It is not divided by the weights: a batch that shows little of its lesions moves little.
 
     Args:
         logits: (B, S).

@@ -37,9 +37,10 @@ class ReliabilityBin:
     accuracy: float
 
 
-def macro_f1(references: IntArray, predictions: IntArray) -> float:
-    """The mean F1 of all S subtypes over (N,) cases, in [0, 1]."""
-    return float(f1_scores(confusion_matrix(references, predictions)).mean())
+def macro_f1(references: IntArray, predictions: IntArray) -> Array:
+    """The mean F1 (...) of all S subtypes over (..., N) cases, in [0, 1]."""
+    scores: Array = f1_scores(confusion_matrix(references, predictions)).mean(axis=-1)
+    return scores
 
 
 def balanced_probability(references: IntArray, probabilities: Probabilities) -> float:

@@ -58,7 +58,7 @@ class NetworkConfig:
     """
 
     head: str = "lesion"
-    stages: tuple[int, ...] = (1, 2, 3)
+    stages: tuple[int, ...] = (0, 1, 2)
     hidden: int = 32
     dropout: float = 0.2
     detach_head: bool = False

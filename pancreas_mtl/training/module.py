@@ -50,7 +50,7 @@ class OptimizerConfig:
     encoder_scale: float = 1.0
     weight_decay: float = 1e-4
     head_weight_decay: float = 1e-2
-    warmup_steps: int = 100
+    warmup_steps: int = 50
     decay: Decay = "cosine"
     clip_norm: float = 5.0
     ema: float = 0.99

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -45,8 +46,16 @@ class Match:
     unused: tuple[str, ...]  # of the bundle, not in the network
 
 
-def warm_start(network: MultitaskUNet, config: WarmStart, plan: Plan) -> None:
+def warm_start(
+    network: MultitaskUNet, config: WarmStart, plan: Plan, *, run: Mapping[str, Any]
+) -> None:
     """Load what fits and freeze what is to be frozen, in place; the log lists what did not fit.
+
+    Args:
+        network: to start.
+        config: from what, and what is to stay.
+        plan: of this run.
+        run: `data` and `fold` of this run, to be compared with the bundle's.
 
     Raises:
         UsageError: the bundle cannot be read, or nothing of it fits.
@@ -55,6 +64,14 @@ def warm_start(network: MultitaskUNet, config: WarmStart, plan: Plan) -> None:
         bundle = fitting_bundle(network, config.pretrained)
         match = load_matching(network, bundle.network.state_dict())
         _report(match, config.pretrained, bundle.plan, plan)
+        if _has_seen(bundle.config, run):
+            log.warning(
+                "warm start: %s was trained on fold %s of the same data, so its weights may know "
+                "the cases that fold %s holds out: their figures are not out of fold",
+                config.pretrained,
+                bundle.config.get("fold"),
+                run["fold"],
+            )
     for part in config.freeze:
         for parameter in network.parameters_of(part):
             parameter.requires_grad = False
@@ -91,6 +108,14 @@ def _match(network: MultitaskUNet, weights: Mapping[str, Tensor]) -> Match:
         missing=tuple(n for n in own if n not in weights),
         unused=tuple(n for n in weights if n not in own),
     )
+
+
+def _has_seen(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
+    """Whether a bundle comes from the same data, but from another fold of it."""
+    data = theirs.get("data")
+    known = data if isinstance(data, Mapping) else {}
+    same = all(known.get(key) == ours["data"][key] for key in ("layout", "root"))
+    return same and theirs.get("fold") != ours["fold"]
 
 
 def _report(match: Match, source: str, theirs: Plan, ours: Plan) -> None:

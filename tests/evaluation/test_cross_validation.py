@@ -14,7 +14,12 @@ from pancreas_mtl.data.images import read_image, read_mask, to_source
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluate import main
 from pancreas_mtl.evaluation.calibrate import LESION_BIASES
-from pancreas_mtl.evaluation.cross_validation import cross_validate, find_runs, gather
+from pancreas_mtl.evaluation.cross_validation import (
+    cross_validate,
+    find_runs,
+    gather,
+    make_ensemble,
+)
 from pancreas_mtl.evaluation.held_out import (
     LOSSES,
     calibrate,
@@ -24,7 +29,7 @@ from pancreas_mtl.evaluation.held_out import (
     write_calibrated,
 )
 from pancreas_mtl.evaluation.references import Reference
-from pancreas_mtl.inference.bundle import load_bundle, save_bundle
+from pancreas_mtl.inference.bundle import bundle_digest, load_bundle, save_bundle
 from pancreas_mtl.inference.calibration import Calibration, read_calibration, save_calibration
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
 from pancreas_mtl.types import Case, Intensity, Plan
@@ -138,14 +143,20 @@ def test_a_calibrated_case_is_what_prediction_gives_with_that_calibration(runs, 
     assert any(changed)
 
 
-@pytest.fixture(scope="module")
-def evaluated(runs, folder):
-    output_dir = folder / "cv"
-    arguments = [f"runs={runs[0].parent}", f"output_dir={output_dir}", "workers=1"]
+def evaluated_runs(runs, output_dir):
+    """What the command finds of the runs, or of a folder of them."""
+    named = f"[{','.join(map(str, runs))}]" if isinstance(runs, list) else runs
+    arguments = [f"runs={named}", f"output_dir={output_dir}", "workers=1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["evaluate", *arguments, "task.bootstrap_resamples=20"])
         main()
-    return output_dir
+    return json.loads((output_dir / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def evaluated(runs, folder):
+    evaluated_runs(runs[0].parent, folder / "cv")
+    return folder / "cv"
 
 
 def test_all_folds_become_figures_and_an_ensemble(evaluated, runs, cases):
@@ -193,6 +204,38 @@ def test_the_ensemble_is_one_model(evaluated, runs, cases):
 def test_a_case_in_two_runs_is_refused(runs, tmp_path):
     with pytest.raises(UsageError, match="each case may be predicted once"):
         gather({"a": runs[0], "b": runs[0]}, tmp_path / "oof")
+
+
+def test_a_held_out_case_that_failed_is_the_worst(runs, cases, tmp_path):
+    """As where one run is evaluated: nothing is better for having failed."""
+    broken = tmp_path / "fold0"
+    shutil.copytree(runs[0], broken)
+    record = json.loads((broken / "oof" / "run.json").read_text())
+    lost = record["cases"].pop()
+    failure = {"name": lost["name"], "input": lost["input"], "error": "memory ran out"}
+    (broken / "oof" / "run.json").write_text(json.dumps(record | {"failures": [failure]}))
+    (broken / "oof" / f"{lost['name']}.nii.gz").unlink()
+    for table in ("subtype_results.csv", "subtype_probabilities.csv", LOSSES):
+        rows = (broken / "oof" / table).read_text().splitlines()
+        kept = [row for row in rows if not row.startswith(lost["name"])]
+        (broken / "oof" / table).write_text("\n".join(kept) + "\n")
+    metrics = evaluated_runs([broken, runs[1]], tmp_path / "cv")
+    assert metrics["missing"] == [lost["name"]]
+    assert metrics["n_cases"] == len(cases)
+
+
+def test_an_ensemble_that_was_not_finished_is_not_there(runs, cases, tmp_path, monkeypatch):
+    cross_validate(runs, tmp_path, coverage=0.9)
+    before = bundle_digest(tmp_path / "ensemble" / "fold1")
+
+    def stop(bundle):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pancreas_mtl.evaluation.cross_validation.save_member_card", stop)
+    with pytest.raises(KeyboardInterrupt):
+        make_ensemble(find_runs(runs), [], tmp_path / "ensemble", coverage=0.9)
+    assert bundle_digest(tmp_path / "ensemble" / "fold1") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["calibrated", "ensemble", "oof"]
 
 
 @pytest.mark.parametrize("name", ["oof", "calibrated", "ensemble"])

@@ -41,6 +41,12 @@ def test_what_is_there_is_kept(quiz, tmp_path):
     assert csv.read_text() == "Names,Subtype\n"
 
 
+def test_a_part_that_was_made_otherwise_is_refused(quiz, tmp_path):
+    write_parts(quiz, tmp_path / "parts", {"a": "mask"})
+    with pytest.raises(UsageError, match=r"parts\.a=subtype: .*a was made with mask: give"):
+        write_parts(quiz, tmp_path / "parts", {"a": "subtype"})
+
+
 def test_other_words_are_refused(quiz, tmp_path):
     with pytest.raises(UsageError, match="choose one of nothing, mask, subtype"):
         write_parts(quiz, tmp_path / "parts", {"a": "half"})

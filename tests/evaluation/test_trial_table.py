@@ -76,11 +76,48 @@ def test_the_interval_over_cases_has_the_width_of_the_standard_error():
     values = np.random.default_rng(0).normal(size=400)
     zeros = np.zeros(400, int)
     outcome = trial_table.Outcome(
-        Trial("a", 0, ()), values, values, zeros, zeros, np.ones((400, 3)) / 3, values, values, 1.0
+        trial=Trial("a", 0, ()),
+        whole_pancreas_dsc=values,
+        lesion_dsc=values,
+        subtype=zeros,
+        predicted=zeros,
+        probabilities=np.ones((400, 3)) / 3,
+        ranks=np.ones((400, 3)) / 3,
+        in_set=values,
+        set_size=values,
+        training_s=1.0,
     )
     (line,) = [one for one in summarise([outcome]) if one.metric == "lesion_dsc"]
     low, high = line.ci95_cases
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.08)
+
+
+def test_a_difference_is_that_over_the_seeds_of_both(outcomes):
+    """`one` gains a hundredth with every seed; over seeds 0 and 1 its mean is .805."""
+    some = [o for o in outcomes if (o.trial.configuration, o.trial.seed) != ("right", 2)]
+    (whole,) = [
+        line
+        for line in summarise(some, resamples=20)
+        if (line.configuration, line.metric) == ("right", "whole_pancreas_dsc")
+    ]
+    assert whole.difference == pytest.approx(0.9 - 0.805)
+    assert list(whole.per_seed) == [0, 1]
+
+
+def test_a_case_without_prediction_is_the_worst(tmp_path):
+    trials, laboratory = list_trials({"a": []}, [0], []), Laboratory(tmp_path)
+    write_metrics(laboratory.folder(trials[0]), 0.9, SUBTYPES, [[s] for s in SUBTYPES])
+    path = laboratory.folder(trials[0]) / "evaluation" / "metrics.json"
+    document = json.loads(path.read_text())
+    failed = ("subtype_predicted", "subtype_probabilities", "conformal_set")
+    document["cases"][0] |= dict.fromkeys(failed)
+    path.write_text(json.dumps(document))
+    lines = {one.metric: one.mean for one in summarise(read_outcomes(trials, laboratory))}
+    assert lines["coverage"] == pytest.approx(23 / 24)
+    assert lines["set_size"] == pytest.approx((23 + 3) / 24)
+    assert lines["ece"] == pytest.approx((23 * 0.2 + 1) / 24)
+    # the last of the eight of subtype 2, and before all eight of 0 and of 1
+    assert lines["auroc"] == pytest.approx((7 / 8 + 2 * 15 / 16) / 3)
 
 
 def test_students_interval():
@@ -96,6 +133,7 @@ def test_the_table_names_every_configuration_and_seed(outcomes, tmp_path):
     assert "| one | 3 | **0.167** |" in text
     assert "0.800 0.810 0.820" in text
     assert "one 3, right 3" in text
+    assert "| each seed | minus one |" in text
     assert "unfinished" not in text
     write_csv(lines, tmp_path / "heads.csv")
     with (tmp_path / "heads.csv").open() as file:

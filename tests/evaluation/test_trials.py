@@ -3,15 +3,9 @@ import json
 import pytest
 
 from pancreas_mtl.errors import UsageError
-from pancreas_mtl.evaluation import trials as module
-from pancreas_mtl.evaluation.trials import (
-    Laboratory,
-    Step,
-    list_trials,
-    run_trials,
-    seconds,
-    steps,
-)
+from pancreas_mtl.evaluation import trial_runs as module
+from pancreas_mtl.evaluation.trial_runs import run_trials, seconds
+from pancreas_mtl.evaluation.trials import Laboratory, Step, list_trials, steps
 
 COUNT = """
 import pathlib, sys
@@ -29,7 +23,7 @@ def counting(monkeypatch):
         second = "raise SystemExit(3)" if trial.configuration == "bad" else COUNT
         return [
             Step("train", ("-c", COUNT, str(folder / "a")), folder / "a"),
-            Step("predict", ("-c", second, str(folder / "b")), folder / "b"),
+            Step("evaluate", ("-c", second, str(folder / "b")), folder / "b"),
         ]
 
     monkeypatch.setattr(module, "steps", fake)
@@ -87,17 +81,84 @@ def test_an_ensemble_comes_after_its_members(monkeypatch, tmp_path):
     assert (tmp_path / "both").read_text() == "xx"
 
 
+def chain(monkeypatch, tmp_path, *, broken=""):
+    """Trials that train one after the other: `third` needs `second`, which needs `first`."""
+
+    def fake(trial, laboratory):
+        product = laboratory.folder(trial) / "run" / "bundle" / "config.yaml"
+        name = trial.configuration
+        program = (
+            "raise SystemExit(3)"
+            if name == broken
+            else "import pathlib; "
+            f"p = pathlib.Path({str(product)!r}); p.parent.mkdir(parents=True); "
+            f"p.write_text({name!r})"
+        )
+        return [Step("train", ("-c", program), product)]
+
+    monkeypatch.setattr(module, "steps", fake)
+    configurations = {"third": ["x={second}"], "second": ["x={first}"], "first": []}
+    return list_trials(configurations, [0], [], only=["third"]), Laboratory(tmp_path)
+
+
+def test_what_is_needed_comes_along_and_goes_first(monkeypatch, tmp_path):
+    trials, laboratory = chain(monkeypatch, tmp_path)
+    assert run_trials(trials, laboratory, jobs=3) == []
+    assert (tmp_path / "trials/third/seed0/run/bundle/config.yaml").exists()
+
+
+def test_nothing_is_made_from_what_is_not_finished(monkeypatch, tmp_path):
+    trials, laboratory = chain(monkeypatch, tmp_path, broken="first")
+    failures = run_trials(trials, laboratory, jobs=3)
+    assert failures[0].startswith("first/seed0: train ended with exit code 3")
+    assert failures[1].startswith("second/seed0: needs first/seed0, which is not finished")
+    assert failures[2].startswith("third/seed0: needs second/seed0, which is not finished")
+
+
+def test_what_was_made_from_another_bundle_is_not_taken_for_this_one(monkeypatch, tmp_path):
+    trials, laboratory = chain(monkeypatch, tmp_path)
+    run_trials(trials, laboratory, jobs=1)
+    (tmp_path / "trials/first/seed0/run/bundle/config.yaml").write_text("trained anew")
+    (failure,) = run_trials(trials, laboratory, jobs=1)
+    folder = tmp_path / "trials/second/seed0"
+    assert failure == f"second/seed0: was made from other bundles of first; remove {folder}"
+
+
+def test_a_prediction_with_failed_cases_is_done_again(tmp_path):
+    laboratory = Laboratory(tmp_path)
+    (trial,) = list_trials({"a": []}, [0], [])
+    record = laboratory.folder(trial) / "predictions" / "run.json"
+    record.parent.mkdir(parents=True)
+    for failures, done in (([{"name": "case0"}], False), ([], True)):
+        record.write_text(json.dumps({"failures": failures}))
+        _, predict, _ = steps(trial, laboratory)
+        assert predict.is_done == done
+        assert "overwrite=true" in predict.arguments
+
+
+def test_the_time_of_an_interrupted_step_counts(counting, tmp_path, monkeypatch):
+    def interrupted(*arguments, **more):
+        raise KeyboardInterrupt
+
+    trials, laboratory = list_trials({"good": []}, [0], []), Laboratory(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(module.subprocess, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_trials(trials, laboratory, jobs=1)
+    assert seconds(trials[0], laboratory).keys() == {"train"}
+
+
 def test_what_is_done_is_not_done_again(counting, tmp_path):
     laboratory = Laboratory(tmp_path)
     trials = list_trials({"good": [], "bad": []}, [0], [])
     for _ in range(2):
         failures = run_trials(trials, laboratory, jobs=2)
         assert len(failures) == 1
-        assert failures[0].startswith("bad/seed0: predict ended with exit code 3")
+        assert failures[0].startswith("bad/seed0: evaluate ended with exit code 3")
     good, bad = map(laboratory.folder, trials)
     assert [(good / name).read_text() for name in "ab"] == ["x", "x"]
     assert (bad / "a").read_text() == "x"
-    assert seconds(trials[0], laboratory).keys() == {"train", "predict"}
+    assert seconds(trials[0], laboratory).keys() == {"train", "evaluate"}
 
 
 def test_other_overrides_are_refused(counting, tmp_path):

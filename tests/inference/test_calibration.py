@@ -56,6 +56,17 @@ def test_a_single_models_set_is_the_quantile_rule():
         assert conformal_set([p], [calibration]) == tuple(np.flatnonzero(p >= threshold))
 
 
+def test_models_that_share_their_held_out_cases_count_them_once():
+    """The same model four times excludes what it excludes by itself, with few cases nothing."""
+    rng = np.random.default_rng(0)
+    for count in (3, 8, 9, 30):
+        one = Calibration(coverage=COVERAGE, conformity=tuple(rng.random(count)))
+        for _ in range(20):
+            p = rng.dirichlet(np.ones(3)).astype(np.float32)
+            assert conformal_set([p] * 4, [one] * 4) == conformal_set([p], [one])
+            assert count >= 9 or conformal_set([p], [one]) == (0, 1, 2)
+
+
 def test_coverage_lies_in_the_binomial_interval():
     """1,000 pairs of 60 calibration cases and one new case each, exchangeable by construction."""
     rng = np.random.default_rng(1)

@@ -5,11 +5,13 @@ import pytest
 import torch
 
 from pancreas_mtl.errors import UsageError
+from pancreas_mtl.inference.bundle import save_bundle
 from pancreas_mtl.models.network import PARTS, MultitaskUNet, NetworkConfig
 from pancreas_mtl.training.module import OptimizerConfig, parameter_groups
 from pancreas_mtl.training.warm_start import WarmStart, load_matching, warm_start
 
 HEAD = NetworkConfig(stages=(0, 1))
+RUN = {"data": {"layout": "quiz", "root": "DIR"}, "fold": 0}
 
 
 def other(plan, config=HEAD):
@@ -20,7 +22,7 @@ def other(plan, config=HEAD):
 def test_all_weights_of_an_equal_network_are_taken(bundle, network, plan, caplog):
     fresh = other(plan)
     with caplog.at_level(logging.INFO):
-        warm_start(fresh, WarmStart(pretrained=str(bundle)), plan)
+        warm_start(fresh, WarmStart(pretrained=str(bundle)), plan, run=RUN)
     for name, value in network.state_dict().items():
         torch.testing.assert_close(fresh.state_dict()[name], value)
     assert "encoder 18 of 18, decoder 20 of 20, head 6 of 6" in caplog.text
@@ -31,12 +33,28 @@ def test_what_does_not_fit_is_listed_and_left_as_it_was(bundle, plan, caplog):
     fresh = other(plan, NetworkConfig(head="gap", stages=(-1,), hidden=0))
     before = fresh.subtype_head.classify[2].weight.clone()
     with caplog.at_level(logging.INFO):
-        warm_start(fresh, WarmStart(pretrained=str(bundle)), replace(plan, spacing_mm=(1, 1, 1)))
+        coarse = replace(plan, spacing_mm=(1, 1, 1))
+        warm_start(fresh, WarmStart(pretrained=str(bundle)), coarse, run=RUN)
     assert torch.equal(fresh.subtype_head.classify[2].weight, before)
     assert "head 0 of 4" in caplog.text
     assert "not taken, of another shape: subtype_head.classify.0.weight" in caplog.text
     assert "of the bundle, not in this network: subtype_head.classify.5.weight" in caplog.text
     assert "another spacing" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "leaks"),
+    [({"fold": 1}, True), ({}, False), ({"fold": 1, "data": RUN["data"] | {"root": "B"}}, False)],
+    ids=["another fold", "the same run", "other data"],
+)
+def test_weights_that_know_the_held_out_cases_are_told(
+    bundle, network, plan, caplog, change, leaks
+):
+    config = {"model": {"head": "lesion", "stages": [0, 1]}} | RUN
+    save_bundle(bundle, network.state_dict(), plan, config)
+    with caplog.at_level(logging.WARNING):
+        warm_start(other(plan), WarmStart(pretrained=str(bundle)), plan, run=RUN | change)
+    assert ("fold 0 of the same data" in caplog.text) == leaks
 
 
 def test_names_by_what_became_of_them(plan, network):
@@ -55,11 +73,11 @@ def test_a_bundle_of_which_nothing_fits_is_refused(bundle, plan, monkeypatch):
     fresh = other(plan)
     monkeypatch.setattr(fresh, "state_dict", dict)  # as if it had no weight of these names
     with pytest.raises(UsageError, match=r"no weight of it fits.*plan.bundle"):
-        warm_start(fresh, WarmStart(pretrained=str(bundle)), plan)
+        warm_start(fresh, WarmStart(pretrained=str(bundle)), plan, run=RUN)
 
 
 def test_frozen_parts_are_not_trained(network, plan):
-    warm_start(network, WarmStart(freeze=("encoder", "decoder")), plan)
+    warm_start(network, WarmStart(freeze=("encoder", "decoder")), plan, run=RUN)
     trained = {name.split(".")[0] for name, p in network.named_parameters() if p.requires_grad}
     assert trained == {"subtype_head"}
     groups = parameter_groups(network, OptimizerConfig())
