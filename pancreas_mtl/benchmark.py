@@ -9,11 +9,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from pancreas_mtl import build
 from pancreas_mtl.benchmarks.data import benchmark_data
-from pancreas_mtl.benchmarks.inference import Model, Sides, benchmark_inference
+from pancreas_mtl.benchmarks.inference import Model, Ours, Sides, benchmark_inference
 from pancreas_mtl.benchmarks.inputs import QUIZ_PLAN, QUIZ_SIZES, TINY_PLAN, TINY_SIZES
 from pancreas_mtl.benchmarks.train import benchmark_train
 from pancreas_mtl.command import command
+from pancreas_mtl.data.augment import AugmentConfig
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.inference.engines.torch_engine import choose_device
 
@@ -34,19 +36,14 @@ def main(config: DictConfig) -> None:
     sides, pairs = Sides(str(python.absolute()), work, device), config.pairs
     if config.what == "inference":
         folder = Path(config.model_folder) if config.model_folder else None
-        text = benchmark_inference(
-            sides,
-            Model(folder, config.fold, config.checkpoint, config.model_minutes),
-            plan,
-            sizes,
-            engine=config.engine or ("torch" if device.startswith("cuda") else "openvino"),
-            precision=config.precision,
-            pairs=pairs,
-            largest=not config.tiny,
-        )
+        model = Model(folder, config.fold, config.checkpoint, config.model_minutes)
+        engine = config.engine or ("torch" if device.startswith("cuda") else "openvino")
+        how, largest = Ours(engine, config.precision), not config.tiny
+        text = benchmark_inference(sides, model, plan, sizes, how=how, pairs=pairs, largest=largest)
     elif config.what == "data":
-        batches = config.batches
-        text = benchmark_data(sides, plan, sizes, batches=batches, pairs=pairs, small=config.tiny)
+        more = {"batches": config.batches, "pairs": pairs, "small": config.tiny}
+        augment = build.settings(AugmentConfig, config, "augment")
+        text = benchmark_data(sides, plan, sizes, augment=augment, **more)
     else:
         cases = list(config.cases)
         text = benchmark_train(sides, plan, pairs=pairs, cases=cases, batches=config.batches)

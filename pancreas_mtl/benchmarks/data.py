@@ -15,11 +15,19 @@ from pancreas_mtl.benchmarks.inference import Sides
 from pancreas_mtl.benchmarks.inputs import Size, write_cases
 from pancreas_mtl.benchmarks.pairs import in_turn, row, write_result
 from pancreas_mtl.benchmarks.side import Side
+from pancreas_mtl.data.augment import AugmentConfig
 from pancreas_mtl.types import Plan
 
 
 def benchmark_data(
-    sides: Sides, plan: Plan, sizes: Sequence[Size], *, batches: int, pairs: int, small: bool
+    sides: Sides,
+    plan: Plan,
+    sizes: Sequence[Size],
+    *,
+    augment: AugmentConfig,
+    batches: int,
+    pairs: int,
+    small: bool,
 ) -> str:
     """Time both on the same cases, compare the resampled images, write `data.json`."""
     work = sides.work
@@ -31,9 +39,10 @@ def benchmark_data(
         }
         _preprocess(both, work, names[:1], plan, "warm")
         rounds, difference = _preprocess(both, work, names, plan, "preprocessed")
+        settings: dict[str, dict[str, Any]] = {"stock": {}, "ours": {"augment": asdict(augment)}}
         for key, side in both.items():
             folder = str(work / f"preprocessed_{key}")
-            side.ask("open_patches", folder=folder, plan=asdict(plan))
+            side.ask("open_patches", folder=folder, plan=asdict(plan), **settings[key])
         asked = {key: _reading(side, batches) for key, side in both.items()}
         _, patches = in_turn(asked, pairs=pairs)
     count = batches * plan.batch_size
@@ -75,8 +84,11 @@ def _preprocess(
                 folder=str(work / f"{part}_{key}"),
                 plan=asdict(plan),
             )
-            images[key] = np.load(answer["image"])
             seconds[key].append(answer["seconds"])
+            if key == "stock":  # which keeps it compressed
+                folder = str(work / f"{part}_stock")
+                answer = side.ask("image_of", folder=folder, case=name)
+            images[key] = np.load(answer["image"])
         difference = max(difference, _difference(images["stock"], images["ours"]))
     return seconds, difference
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pancreas_mtl.benchmarks.inputs import LARGEST, Size, windows, write_cases
 from pancreas_mtl.benchmarks.pairs import Answer, Rounds, Row, in_turn, row, write_result
 from pancreas_mtl.benchmarks.side import Side
+from pancreas_mtl.data.files import write_json
 from pancreas_mtl.data.images import read_mask
 from pancreas_mtl.data.plan import load_plan
+from pancreas_mtl.inference.engines import Precision
 from pancreas_mtl.metrics.segmentation import dsc
+from pancreas_mtl.provenance import ROOT, code_state
 from pancreas_mtl.types import Plan
 
-HERE = Path(__file__).parent
 PRESETS = ("accurate", "fast")
 SAME_DSC = 0.995  # of two masks that count as the same
 
@@ -30,16 +36,27 @@ class Sides:
     work: Path
     device: str = "cpu"
 
-    def stock(self) -> Side:
+    def stock(self, log: str = "nnunet.log") -> Side:
         """Stock nnU-Net."""
-        script = str(HERE / "nnunet_side.py")
-        log = self.work / "nnunet.log"
-        return Side("nnU-Net", [self.nnunet_python, script], log, device=self.device)
+        return Side(
+            "nnU-Net",
+            [self.nnunet_python, "-m", "pancreas_mtl.benchmarks.nnunet_side"],
+            self.work / log,
+            device=self.device,
+            environment={"PYTHONPATH": str(ROOT)},
+        )
 
     def ours(self, name: str = "ours") -> Side:
-        """This project."""
-        command = [sys.executable, "-m", "pancreas_mtl.benchmarks.our_side"]
-        return Side(name, command, self.work / f"{name}.log", device=self.device)
+        """This project, which finds no compiled model from before."""
+        cache = self.work / f"cache_{name}"
+        shutil.rmtree(cache, ignore_errors=True)
+        return Side(
+            name,
+            [sys.executable, "-m", "pancreas_mtl.benchmarks.our_side"],
+            self.work / f"{name}.log",
+            device=self.device,
+            environment={"XDG_CACHE_HOME": str(cache)},
+        )
 
 
 @dataclass(frozen=True)
@@ -58,10 +75,18 @@ class Model:
     def __str__(self) -> str:
         """Where the weights come from."""
         if self.folder:
-            return str(self.folder)
+            return f"{self.folder}, fold {self.fold}, {self.checkpoint}"
         if self.minutes:
             return f"trained for {self.minutes:g} minutes on the cases themselves"
         return "random: the masks are noise and DSC says little"
+
+
+@dataclass(frozen=True)
+class Ours:
+    """How ours predicts."""
+
+    engine: str
+    precision: Precision = "auto"
 
 
 def benchmark_inference(
@@ -70,8 +95,7 @@ def benchmark_inference(
     plan: Plan,
     sizes: Sequence[Size],
     *,
-    engine: str,
-    precision: str,
+    how: Ours,
     pairs: int,
     largest: bool,
 ) -> str:
@@ -84,23 +108,23 @@ def benchmark_inference(
         model: whose weights they share.
         plan: of a model that is made.
         sizes: of the cases.
-        engine: of ours.
-        precision: of ours.
+        how: ours predicts.
         pairs: rounds after the first one, in which a single case is predicted for the cold start.
         largest: also predict the quiz's largest case once, in one pass, for the memory.
     """
     work = sides.work
     names = write_cases(work / "cases", sizes, small=not largest)
     write_cases(work / "first", sizes[:1], small=not largest)
-    settings = [str(model), asdict(plan), sizes, sides.device, engine, precision]
-    rounds = Rounds(work / "inference-rounds.json", settings)
+    settings = [str(model), asdict(plan), sizes, sides.device, asdict(how), code_state().label]
+    if model.folder is None:
+        _make(sides, model, plan, sizes)
     with ExitStack() as stack:
         stock = stack.enter_context(sides.stock())
         ours = {name: stack.enter_context(sides.ours(name)) for name in PRESETS}
         everyone = {"stock": stock, **ours}
-        if model.folder is None and not rounds.done:
-            _make(stock, work, model, plan)
-        loads = _load(work, model, everyone, engine=engine, precision=precision)
+        loads = _load(work, model, everyone, how)
+        about = {name: _about(side) for name, side in everyone.items()}
+        rounds = Rounds(work / "inference-rounds.json", [*settings, about])
         one, asked = (
             {
                 name: _predicting(side, work / part / "images", work / part / name)
@@ -109,53 +133,65 @@ def benchmark_inference(
             for part in ("first", "cases")
         )
         first, warm = in_turn(asked, pairs=pairs, warm_up=one, rounds=rounds)
-        limit = ours["fast"].ask("limit")["gflop_per_s"]
+        limit = ours["fast"].ask("limit")
         largest_rows = _largest_case(work, stock, ours["accurate"]) if largest else []
-    agreement = _agreement(names, work / "cases")
-    starts = {name: side.start_s + loads[name]["seconds"] for name, side in everyone.items()}
-    cold = {name: starts[name] + first[name]["seconds"] for name in everyone}
-    rows = [one for p in PRESETS for one in _rows(p, warm, cold, agreement[p], limit)]
     facts = {
         "weights": str(model),
         "windows": [windows(size, load_plan(work / "bundle" / "plan.json")) for size in sizes],
         "device": sides.device,
-        "engine": engine,
-        "precision": loads["accurate"]["precision"],
-        "limit_gflop_per_s": limit,
-        "lowest_dsc": agreement,
+        "ours": {"engine": how.engine, "precision": loads["accurate"]["precision"]},
+        "about": about,
+        "limit_gflop_per_s": limit["gflop_per_s"],
+        "lowest_dsc": (agreement := _agreement(names, work / "cases")),
         "same_masks": agreement["accurate"] >= SAME_DSC,
     }
-    answers = {"load": loads, "cold_s": cold, "first": first, "warm": warm}
+    starts = {name: side.start_s + loads[name]["seconds"] for name, side in everyone.items()}
+    cold = {name: starts[name] + first[name]["seconds"] for name in everyone}
+    answers = {"load": loads, "cold_s": cold, "first": first, "warm": warm, "limit": limit}
+    rows = [one for preset in PRESETS for one in _rows(preset, answers, facts)]
     text = write_result(work / "inference.json", rows + largest_rows, facts, answers)
     rounds.forget()
     return text
 
 
-def _make(stock: Side, work: Path, model: Model, plan: Plan) -> None:
-    """Let nnU-Net make the model that both run."""
-    half = [n // 2 for n in plan.patch_size]
-    stock.ask(
-        "make_model",
-        folder=str(work / "model"),
-        plan=asdict(plan),
-        cases=str(work / "cases"),
-        patch_size=half,
-        minutes=model.minutes,
-    )
+def _make(sides: Sides, model: Model, plan: Plan, sizes: Sequence[Size]) -> None:
+    """Let nnU-Net make the model that both run, in a process of its own, unless it is there."""
+    made, folder = sides.work / "made.json", sides.work / "model"
+    wanted = json.loads(json.dumps([str(model), asdict(plan), sizes]))
+    if made.exists() and json.loads(made.read_text(encoding="utf-8")) == wanted:
+        return
+    made.unlink(missing_ok=True)
+    with sides.stock("nnunet-training.log") as maker:
+        maker.ask(
+            "make_model",
+            folder=str(folder),
+            plan=asdict(plan),
+            cases=str(sides.work / "cases"),
+            patch_size=[n // 2 for n in plan.patch_size],
+            minutes=model.minutes,
+        )
+    write_json(made, wanted)
 
 
-def _load(
-    work: Path, model: Model, sides: dict[str, Side], *, engine: str, precision: str
-) -> dict[str, Answer]:
+def _about(side: Side) -> Answer:
+    """Versions and threads of a side."""
+    return {
+        key: value for key, value in side.ask("about").items() if key in ("versions", "threads")
+    }
+
+
+def _load(work: Path, model: Model, sides: dict[str, Side], how: Ours) -> dict[str, Answer]:
     """Load the rival's model, and its weights as a bundle."""
     folder = model.folder or work / "model"
     origin = {"folder": str(folder), "fold": model.fold, "checkpoint": model.checkpoint}
     bundle = str(work / "bundle")
     sides["accurate"].ask("import_model", **origin, bundle=bundle)
-    settings = {"bundle": bundle, "engine": engine, "precision": precision}
     return {
         "stock": sides["stock"].ask("load", **origin),
-        **{name: sides[name].ask("load", preset=name, **settings) for name in PRESETS},
+        **{
+            name: sides[name].ask("load", preset=name, bundle=bundle, **asdict(how))
+            for name in PRESETS
+        },
     }
 
 
@@ -164,31 +200,30 @@ def _predicting(side: Side, inputs: Path, output_dir: Path, *, mirror: bool = Tr
     return lambda: side.ask("predict", **folders, mirror=mirror)
 
 
-def _rows(
-    preset: str,
-    warm: dict[str, list[Answer]],
-    cold: dict[str, float],
-    lowest_dsc: float,
-    limit: float,
-) -> list[Row]:
+def _rows(preset: str, answers: Mapping[str, Any], facts: Mapping[str, Any]) -> list[Row]:
     """Warm and cold seconds for the folder, the network's share of the limit, peak memory."""
-    stock, ours = warm["stock"], warm[preset]
-    shares = [one["gflop"] / limit / one["stages"]["passes"] for one in ours]
+    stock, ours = answers["warm"]["stock"], answers["warm"][preset]
+    cold, limit = answers["cold_s"], answers["limit"]
+    shares = [
+        one["voxels"] * limit["gflop_per_vox"] / limit["gflop_per_s"] / one["stages"]["passes"]
+        for one in ours
+    ]
     stages = {key: value for key, value in ours[-1]["stages"].items() if key != "passes"}
     text = ", ".join(f"{key} {value:.2g}" for key, value in stages.items())
+    lowest = facts["lowest_dsc"][preset]
     return [
         row(
             f"`{preset}`, all cases",
             [one["seconds"] for one in stock],
             [one["seconds"] for one in ours],
-            note=f"DSC of the two masks >= {lowest_dsc:.4f}",
+            note=f"ours by {' in '.join(facts['ours'].values())}; DSC of the masks >= {lowest:.4f}",
         ),
         row(f"`{preset}`, one case, with start and loading", [cold["stock"]], [cold[preset]]),
         row(
             f"`{preset}`, network",
             [one["stages"]["network"] for one in stock],
             [one["stages"]["network"] for one in ours],
-            note=f"{max(shares):.0%} of the limit; our stages: {text} s",
+            note=f"{np.median(shares):.0%} of the limit; our stages: {text} s",
         ),
         row(
             f"`{preset}`, peak memory",

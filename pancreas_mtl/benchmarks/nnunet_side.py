@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import traceback
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,84 +28,9 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2  # 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer  # noqa: E402
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # noqa: E402
 
+from pancreas_mtl.benchmarks.rival_plans import CONFIGURATION, DATASET, plans_of  # noqa: E402
+
 DEVICE = torch.device(os.environ.get("BENCHMARK_DEVICE", "cpu"))
-CONFIGURATION = "3d_fullres"
-DATASET = {
-    "name": "Dataset999_Benchmark",
-    "channel_names": {"0": "CT"},
-    "labels": {"background": 0, "pancreas": 1, "lesion": 2},
-    "numTraining": 1,
-    "file_ending": ".nii.gz",
-}
-RESAMPLING = {"is_seg": False, "order_z": 0, "force_separate_z": None}
-
-
-def plans_of(plan: dict, transpose_forward: tuple[int, ...] = (0, 1, 2)) -> dict:
-    """nnU-Net's plans.json of a plan.json, whose axes are nnU-Net's."""
-    intensity = plan["intensity"]
-    return {
-        "dataset_name": DATASET["name"],
-        "plans_name": "nnUNetPlans",
-        "image_reader_writer": "SimpleITKIO",
-        "transpose_forward": list(transpose_forward),
-        "transpose_backward": [list(transpose_forward).index(axis) for axis in range(3)],
-        "configurations": {CONFIGURATION: configuration_of(plan)},
-        "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {
-            "0": {
-                "mean": intensity["mean_hu"],
-                "std": intensity["std_hu"],
-                "percentile_00_5": intensity["low_hu"],
-                "percentile_99_5": intensity["high_hu"],
-            }
-        },
-    }
-
-
-def configuration_of(plan: dict) -> dict:
-    """What nnU-Net's default planner writes around the network."""
-    return {
-        "data_identifier": "benchmark",
-        "preprocessor_name": "DefaultPreprocessor",
-        "batch_size": plan["batch_size"],
-        "patch_size": plan["patch_size"],
-        "spacing": plan["spacing_mm"],
-        "normalization_schemes": ["CTNormalization"],
-        "use_mask_for_norm": [False],
-        "resampling_fn_data": "resample_data_or_seg_to_shape",
-        "resampling_fn_seg": "resample_data_or_seg_to_shape",
-        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
-        "resampling_fn_data_kwargs": {**RESAMPLING, "order": 3},
-        "resampling_fn_seg_kwargs": {**RESAMPLING, "is_seg": True, "order": 1},
-        "resampling_fn_probabilities_kwargs": {**RESAMPLING, "order": 1},
-        "batch_dice": False,
-        "architecture": {
-            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-            "arch_kwargs": architecture_of(plan),
-            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-        },
-    }
-
-
-def architecture_of(plan: dict) -> dict:
-    """The arguments of nnU-Net's PlainConvUNet."""
-    stages = len(plan["channels"])
-    return {
-        "n_stages": stages,
-        "features_per_stage": plan["channels"],
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": plan["kernels"],
-        "strides": plan["strides"],
-        "n_conv_per_stage": [2] * stages,
-        "n_conv_per_stage_decoder": [2] * (stages - 1),
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    }
 
 
 def trainer_of(plans: dict) -> nnUNetTrainer:
@@ -131,6 +57,11 @@ def save_model(folder: Path, plans: dict, trainer: nnUNetTrainer) -> None:
 class Tasks:
     """What can be asked for; each answers with what there is to say beside the time."""
 
+    def about(self) -> dict:
+        """What else decides the speed."""
+        names = ("nnunetv2", "torch")
+        return {"versions": {n: version(n) for n in names}, "threads": torch.get_num_threads()}
+
     def make_model(
         self, folder: str, plan: dict, cases: str, patch_size: list[int], minutes: float
     ) -> dict:
@@ -140,7 +71,8 @@ class Tasks:
         if minutes:
             self.train(trainer, cases, {**plan, "patch_size": patch_size}, minutes)
         else:
-            level_logits(trainer.network, [2 * n for n in strides_of(plan)])
+            size = 2 * np.prod(plan["strides"], axis=0)  # twice what the deepest stage is coarser
+            level_logits(trainer.network, size.tolist())
         save_model(Path(folder), plans_of(plan), trainer)
         return {}
 
@@ -195,8 +127,14 @@ class Tasks:
         for kind in ("", "_seg"):  # of a benchmark before; it does not write over them
             Path(f"{case}{kind}.b2nd").unlink(missing_ok=True)
         nnUNetDatasetBlosc2.save_case(data, seg, properties, case)
-        np.save(f"{case}_image.npy", data[0].astype(np.float32))
-        return {"image": f"{case}_image.npy"}
+        return {}
+
+    def image_of(self, folder: str, case: str) -> dict:
+        """A preprocessed image as a file that the other side can read."""
+        data, *_ = nnUNetDatasetBlosc2(folder).load_case(case)
+        path = Path(folder, f"{case}_image.npy")
+        np.save(path, np.asarray(data[0], dtype=np.float32))
+        return {"image": str(path)}
 
     def open_patches(self, folder: str, plan: dict) -> dict:
         """The loader of training with its augmentation, in this one process."""
@@ -232,6 +170,7 @@ class Tasks:
 
     def open_step(self, plan: dict) -> dict:
         """A trainer and one batch of random patches."""
+        torch.backends.cudnn.benchmark = True  # as nnUNetv2_train does
         self.trainer = trainer_of(plans_of(plan))
         if self.trainer._do_i_compile():  # as its own `initialize` does: on CUDA
             self.trainer.network = torch.compile(self.trainer.network)
@@ -261,11 +200,6 @@ def gpu_memory() -> dict:
     return {"gpu_mb": peak / 1e6}
 
 
-def strides_of(plan: dict) -> list[int]:
-    """By how much the deepest stage is coarser, per axis."""
-    return np.prod(plan["strides"], axis=0).tolist()
-
-
 @torch.no_grad()
 def level_logits(network: Any, size: list[int]) -> None:
     """Random norms and biases; no label is the largest everywhere."""
@@ -280,6 +214,12 @@ def main() -> None:
     """Do tasks as they come; what nnU-Net prints goes to the log."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    if DEVICE.type == "cuda":  # the threads of nnUNetv2_predict and nnUNetv2_train
+        torch.cuda.set_device(DEVICE)
+        torch.set_num_threads(1)
+        torch.set_num_interop_threads(1)
+    else:
+        torch.set_num_threads(os.cpu_count() or 1)
     tasks = Tasks()
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:

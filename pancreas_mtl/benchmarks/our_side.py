@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pancreas_mtl.benchmarks.inputs import plan_from
 from pancreas_mtl.benchmarks.side import serve
 from pancreas_mtl.data.augment import Augment, AugmentConfig
-from pancreas_mtl.data.datamodule import read_size
+from pancreas_mtl.data.datamodule import SamplingConfig, read_size
 from pancreas_mtl.data.images import find_images
 from pancreas_mtl.data.patches import PatchDataset, PatchSampler
 from pancreas_mtl.data.preprocess import CacheEntry, preprocess_case
@@ -65,6 +65,13 @@ class CountedEngine:
 class Tasks:
     """What can be asked for; each answers with what there is to say beside the time."""
 
+    def __init__(self) -> None:
+        self.entries: dict[str, list[CacheEntry]] = {}  # by the folder of preprocessing
+
+    def about(self) -> dict[str, Any]:
+        """What else decides the speed."""
+        return {"versions": {"torch": torch.__version__}, "threads": torch.get_num_threads()}
+
     def import_model(
         self, folder: str, fold: int | str, checkpoint: str, bundle: str
     ) -> dict[str, Any]:
@@ -99,15 +106,24 @@ class Tasks:
             for stage, seconds in record.seconds.items():
                 stages[stage] = stages.get(stage, 0.0) + seconds
         stages["passes"] = self.counted.seconds  # the network alone, within the stage `network`
-        gflop = self.counted.voxels * self._gflop_per_vox()
-        return {"stages": stages, "gflop": gflop, **_gpu_memory()}
+        return {"stages": stages, "voxels": self.counted.voxels, **_gpu_memory()}
 
     def limit(self) -> dict[str, Any]:
-        """GFLOP/s of a large matrix product in the engine's precision, the best of three."""
-        dtype = DTYPES[self.counted.precision]
+        """GFLOP/s of large matrix products in the engine's precision; GFLOP of the network.
+
+        On a GPU many products are timed together, with TF32 where convolutions have it.
+        """
+        dtype, count = DTYPES[self.counted.precision], 100 if DEVICE.type == "cuda" else 1
         a = torch.randn(SQUARE, SQUARE).to(DEVICE, dtype)
-        best = min(_seconds(lambda: a @ a) for _ in range(4))  # the first one warms up
-        return {"gflop_per_s": 2 * SQUARE**3 / best / 1e9}
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+
+        def multiply() -> None:
+            for _ in range(count):
+                a @ a
+
+        best = min(_seconds(multiply) for _ in range(4))  # the first one warms up
+        rate = 2 * SQUARE**3 * count / best / 1e9
+        return {"gflop_per_s": rate, "gflop_per_vox": self._gflop_per_vox()}
 
     def preprocess(
         self, image: str, mask: str, folder: str, plan: dict[str, Any]
@@ -116,15 +132,18 @@ class Tasks:
         Path(folder).mkdir(parents=True, exist_ok=True)
         case = Case(Path(mask).name.removesuffix(".nii.gz"), Path(image), Path(mask), subtype=0)
         entry = preprocess_case(case, plan=plan_from(plan), cache_dir=Path(folder))
-        self.entries = [*getattr(self, "entries", []), entry]
+        self.entries.setdefault(folder, []).append(entry)
         return {"image": str(entry.path)}
 
-    def open_patches(self, folder: str, plan: dict[str, Any]) -> dict[str, Any]:
-        """The loader of training with the standard augmentation, in this one process."""
+    def open_patches(
+        self, folder: str, plan: dict[str, Any], augment: dict[str, float]
+    ) -> dict[str, Any]:
+        """The loader of training over what was preprocessed into a folder, in this one process."""
         mine = plan_from(plan)
-        self.patches = _batches(self.entries, mine)
-        augment = Augment(AugmentConfig(), patch_size=mine.patch_size, spacing_mm=mine.spacing_mm)
-        self.augment = augment
+        self.patches = _batches(self.entries[folder], mine)
+        self.augment = Augment(
+            AugmentConfig(**augment), patch_size=mine.patch_size, spacing_mm=mine.spacing_mm
+        )
         return {}
 
     def read_patches(self, batches: int) -> dict[str, Any]:
@@ -136,6 +155,7 @@ class Tasks:
 
     def open_step(self, plan: dict[str, Any]) -> dict[str, Any]:
         """The rival's very network, and one batch of random patches."""
+        torch.backends.cudnn.benchmark = True  # as conf/trainer says
         mine = plan_from(plan)
         self.network = MultitaskUNet(mine, NetworkConfig(head="none", stages=(0,))).to(DEVICE)
         self.precision = choose_precision(DEVICE, "auto")
@@ -146,8 +166,6 @@ class Tasks:
         rng = torch.Generator().manual_seed(0)
         labels = torch.randint(0, 3, shape, generator=rng, dtype=torch.int16)
         self.batch = torch.randn(shape, generator=rng), labels
-        if DEVICE.type == "cuda":
-            self.network.compile()
         return {"precision": self.precision}
 
     def step(self) -> dict[str, Any]:
@@ -197,7 +215,7 @@ class Tasks:
 
 def _batches(entries: list[CacheEntry], plan: Plan) -> Any:
     """Batches of training without end."""
-    size = read_size(plan.patch_size, 1.2)
+    size = read_size(plan.patch_size, SamplingConfig().read_margin)
     epoch = 0
     while True:
         sampler = PatchSampler(entries, batch_size=plan.batch_size, steps=100, seed=epoch)
@@ -231,8 +249,10 @@ def main() -> None:
     """Do tasks as they come; what is printed goes to the log."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    if DEVICE.type == "cuda":
+        torch.cuda.set_device(DEVICE)
     tasks = Tasks()
-    public = [name for name in dir(tasks) if not name.startswith("_")]
+    public = [name for name in dir(Tasks) if not name.startswith("_")]
     serve({name: getattr(tasks, name) for name in public}, sys.stdin, answers)
 
 

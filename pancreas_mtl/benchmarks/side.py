@@ -17,6 +17,9 @@ import psutil
 from pancreas_mtl.errors import UsageError
 
 SAMPLE_EVERY_S = 0.2
+SAMPLING_SHARE = (
+    0.01  # of the time, at most, for looking at the memory of many processes takes some
+)
 
 
 class Side:
@@ -27,11 +30,20 @@ class Side:
         command: starts a program that `serve`s.
         log: where what it prints goes.
         device: in its environment, as BENCHMARK_DEVICE.
+        environment: what else there is to be in it.
     """
 
-    def __init__(self, name: str, command: list[str], log: Path, *, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        name: str,
+        command: list[str],
+        log: Path,
+        *,
+        device: str = "cpu",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
-        self._environment = os.environ | {"BENCHMARK_DEVICE": device}
+        self._environment = {**os.environ, "BENCHMARK_DEVICE": device, **(environment or {})}
         self.log = log
         self._command = command
 
@@ -109,8 +121,10 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while True:
+            start_s = time.perf_counter()
             self.peak_mb = max(self.peak_mb, memory_mb(self._pid))
-            if self._done.wait(SAMPLE_EVERY_S):
+            took_s = time.perf_counter() - start_s
+            if self._done.wait(max(SAMPLE_EVERY_S, took_s / SAMPLING_SHARE)):
                 return
 
 

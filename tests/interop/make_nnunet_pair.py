@@ -13,13 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
 
-from pancreas_mtl.benchmarks.nnunet_side import (
-    Tasks,
-    level_logits,
-    plans_of,
-    save_model,
-    trainer_of,
-)
+from pancreas_mtl.benchmarks.nnunet_side import Tasks, level_logits, save_model, trainer_of
+from pancreas_mtl.benchmarks.rival_plans import plans_of
 
 COMMON = {
     "batch_size": 2,
