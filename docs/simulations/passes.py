@@ -19,13 +19,13 @@ from pancreas_mtl.evaluation.references import Reference, read_references
 from pancreas_mtl.inference.bundle import load_bundle
 from pancreas_mtl.inference.predictor import Predictor, Preset
 from pancreas_mtl.metrics.segmentation import dsc
-from pancreas_mtl.metrics.subtype import confusion_matrix, f1_scores
+from pancreas_mtl.metrics.subtype import macro_f1
 from pancreas_mtl.types import CasePrediction
 
 CHOICES = [
     Preset(axes, step, pads)
     for axes in ((0, 1, 2), (1, 2), (2,), ())
-    for step in (0.5, 0.75, 1.0)
+    for step in (0.5, 1.0)
     for pads in (True, False)
 ]
 
@@ -40,11 +40,11 @@ def main(bundle: Path, dataset: Path) -> None:
         spent_s = time.perf_counter() - start_s
         whole, lesion = np.nanmean(list(map(both_dsc, predictions, references)), axis=0)
         answers = np.array([one.subtype_probabilities.argmax() for one in predictions])
-        confusion = confusion_matrix(np.array([one.subtype for one in references]), answers)
+        f1 = macro_f1(np.array([one.subtype for one in references]), answers)
         passes, pads = 2 ** len(preset.mirror_axes), "padded" if preset.pads else "own size"
         print(
             f"{passes} passes, step {preset.step}, {pads}: {spent_s:.0f} s, whole {whole:.4f}, "
-            f"lesion {lesion:.4f}, macro-F1 {f1_scores(confusion).mean():.3f}",
+            f"lesion {lesion:.4f}, macro-F1 {f1:.3f}",
             flush=True,
         )
 

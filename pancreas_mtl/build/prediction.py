@@ -54,7 +54,11 @@ def sources(config: DictConfig, predictor: Predictor) -> list[Source]:
 
 
 def fingerprint_of(facts: dict[str, Any]) -> str:
-    """A name for what decides a prediction: models and settings, but not where it goes."""
-    config = {k: v for k, v in facts["config"].items() if k not in ("output_dir", "overwrite")}
+    """A name for what decides a prediction: models and settings, but not where it goes.
+
+    The shards of a prediction have the same one.
+    """
+    apart = ("output_dir", "overwrite", "shard")
+    config = {k: v for k, v in facts["config"].items() if k not in apart}
     text = json.dumps([facts["bundles"], config], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

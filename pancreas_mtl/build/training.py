@@ -23,7 +23,7 @@ from pancreas_mtl.build.settings import settings
 from pancreas_mtl.configuration import plain
 from pancreas_mtl.data.augment import Augment, AugmentConfig
 from pancreas_mtl.errors import UsageError
-from pancreas_mtl.inference.engines import cpu_has_bf16
+from pancreas_mtl.inference.engines import cpu_has_bf16, cuda_has_bf16
 from pancreas_mtl.interruption import Interrupted
 from pancreas_mtl.losses.joint import LossConfig
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
@@ -123,7 +123,7 @@ def _shows_progress(config: DictConfig) -> bool:
 def auto_precision(accelerator: str) -> str:
     """The fastest precision that trains well on the device that will be used."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+        return "bf16-mixed" if cuda_has_bf16() else "16-mixed"
     return "bf16-mixed" if cpu_has_bf16() else "32-true"
 
 

@@ -224,6 +224,30 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
         yield
 
 
+def check_replaceable(folder: Path, *, marker: str, what: str, overwrite: bool) -> None:
+    """Refuse an output folder, unless it is free or holds what may be replaced.
+
+    Args:
+        folder: to be.
+        marker: a file by which what may be replaced is known.
+        what: it is called.
+        overwrite: whether it is to be replaced.
+
+    Raises:
+        UsageError: it is a file, holds something else, or what is not to be replaced.
+    """
+    if folder.is_file():
+        raise UsageError(f"output_dir={folder} is a file: give another output_dir")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / marker).exists():
+        raise UsageError(f"output_dir={folder} is not empty: give another output_dir")
+    if not overwrite:
+        raise UsageError(
+            f"output_dir={folder} holds {what}: give another output_dir, or overwrite=true"
+        )
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files that a killed process left in a folder which is now ours."""
     for path in filter(is_leftover, folder.iterdir()):

@@ -24,7 +24,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pancreas_mtl.data.files import UNREADABLE, atomic_folder, read_yaml, reason, write_text
+from pancreas_mtl.data.files import (
+    UNREADABLE,
+    atomic_folder,
+    atomic_path,
+    read_yaml,
+    reason,
+    write_text,
+)
 from pancreas_mtl.data.plan import load_plan, save_plan
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.inference.calibration import Calibration, read_calibration, save_calibration
@@ -34,6 +41,7 @@ from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
 from pancreas_mtl.types import Plan
 
 FORMAT = 2
+WEIGHTS = "model.safetensors"
 TRAINING_ONLY = ("pretrained", "freeze")  # keys of `model` that say how it came to be
 
 
@@ -79,7 +87,8 @@ def save_bundle(
     """
     with atomic_folder(folder) as draft:
         tensors = {name: t.detach().float().cpu().contiguous() for name, t in weights.items()}
-        (draft / "model.safetensors").write_bytes(save(tensors))
+        with atomic_path(draft / WEIGHTS) as temporary:  # flushed to the disk
+            temporary.write_bytes(save(tensors))
         save_plan(plan, draft / "plan.json")
         text = yaml.dump({"format": FORMAT, **config}, Dumper=_PlainDumper, sort_keys=False)
         write_text(draft / "config.yaml", text)
@@ -104,7 +113,7 @@ def save_card(
         origin: what it was trained on, None where that is not known.
         metrics: the content of the `metrics.json` of its run, None before an evaluation.
     """
-    with safe_open(folder / "model.safetensors", "pt") as weights:
+    with safe_open(folder / WEIGHTS, "pt") as weights:
         shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
     text = render_card(
         plan=load_plan(folder / "plan.json"),
@@ -136,10 +145,10 @@ def load_bundle(folder: Path) -> Bundle:
             f"{folder / 'config.yaml'}: bundle format {found}, this version reads {FORMAT}; "
             "train again or use the version that wrote it"
         )
-    weights = _read_weights(folder / "model.safetensors")
+    weights = _read_weights(folder / WEIGHTS)
     with torch.device("meta"):
         outline = build_network(plan, config.get("model"), folder / "config.yaml")
-    _check_fit(outline, weights, folder / "model.safetensors")
+    _check_fit(outline, weights, folder / WEIGHTS)
     network = build_network(plan, config.get("model"), folder / "config.yaml")
     network.load_state_dict(weights)
     return Bundle(
@@ -177,7 +186,7 @@ def _check_fit(outline: MultitaskUNet, weights: Mapping[str, Tensor], path: Path
 def bundle_digest(folder: Path) -> str:
     """A name for the bundle's content."""
     digest = hashlib.blake2b(digest_size=16)
-    for name in ("model.safetensors", "plan.json", "config.yaml", "calibration.json"):
+    for name in (WEIGHTS, "plan.json", "config.yaml", "calibration.json"):
         path = folder / name
         digest.update(name.encode())
         if path.exists():

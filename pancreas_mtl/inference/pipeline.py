@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from pancreas_mtl.data.checks import intensity_doubts
@@ -25,7 +27,7 @@ from pancreas_mtl.data.names import name_problem
 from pancreas_mtl.data.pool import progress
 from pancreas_mtl.errors import CaseError, LackOfMemoryError
 from pancreas_mtl.inference.predictor import Inferred, Predictor
-from pancreas_mtl.inference.writer import CaseRecord, append
+from pancreas_mtl.inference.writer import CaseRecord, append, discard
 from pancreas_mtl.types import CasePrediction, FloatArray, Volume
 
 log = logging.getLogger(__name__)
@@ -92,10 +94,11 @@ def predict_cases(
 
     with ThreadPoolExecutor(1) as writer, progress("predict", len(sources)) as advance:
         last: Future[None] | None = None
-        for job in _read_ahead(predictor, sources):
+        jobs = (_Job(source, keeps_voxels=after_case is not None) for source in sources)
+        for job in _read_ahead(predictor, jobs):
             if job.lacks_memory and last is not None:  # another case had it
                 last.result()
-                job = _Job(job.source)
+                job = _Job(job.source, keeps_voxels=job.keeps_voxels)
                 job.prepare(predictor)
             job.infer(predictor)
             if last is not None:
@@ -108,14 +111,13 @@ def predict_cases(
     return records
 
 
-def _read_ahead(predictor: Predictor, sources: Sequence[Source]) -> Iterator[_Job]:
+def _read_ahead(predictor: Predictor, jobs: Iterable[_Job]) -> Iterator[_Job]:
     """Jobs that are read and prepared, one ahead of the caller."""
     with ThreadPoolExecutor(1) as reader:
         ahead: tuple[_Job, Future[None]] | None = None
-        for source in (*sources, None):
+        for job in chain(jobs, [None]):
             following = None
-            if source is not None:
-                job = _Job(source)
+            if job is not None:
                 following = job, reader.submit(job.prepare, predictor)
             if ahead is not None:
                 ahead[1].result()
@@ -124,10 +126,15 @@ def _read_ahead(predictor: Predictor, sources: Sequence[Source]) -> Iterator[_Jo
 
 
 class _Job:
-    """One case on its way; the first stage that fails ends it, and its arrays go when done."""
+    """One case on its way; the first stage that fails ends it, and its arrays go when done.
 
-    def __init__(self, source: Source) -> None:
+    Unless they are kept for who looks at them at the end, the scanner's voxels go as soon as the
+    network has its own: else a large case would be there three times, read, computed and written.
+    """
+
+    def __init__(self, source: Source, *, keeps_voxels: bool) -> None:
         self.source = source
+        self.keeps_voxels = keeps_voxels
         self.seconds: dict[str, float] = {}
         self.warnings: list[str] = []
         self.error: str | None = None
@@ -140,6 +147,8 @@ class _Job:
     def prepare(self, predictor: Predictor) -> None:
         self.volume = self._stage("read", self._read)
         self.images = self._stage("prepare", lambda: predictor.prepare(_given(self.volume))) or []
+        if self.volume is not None and not self.keeps_voxels:
+            self.volume = replace(self.volume, array=np.empty((0, 0, 0)))
 
     def _read(self) -> Volume:
         volume = self.source.read(self._warn)
@@ -160,6 +169,8 @@ class _Job:
         inferred = self.inferred
         self.prediction = self._stage("finish", lambda: predictor.finish(_given(inferred)))
         self._stage("write", lambda: self._write(output_dir, after_case))
+        if self.error is not None:  # its mask may be written, its preview not
+            discard(output_dir, self.source.name)
         self.volume = self.inferred = None
 
     def _write(self, output_dir: Path, after_case: AfterCase | None) -> None:

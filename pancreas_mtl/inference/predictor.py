@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pancreas_mtl.data.images import canonical_shape
 from pancreas_mtl.data.pool import free_ram_bytes
 from pancreas_mtl.data.preprocess import prepare_image
 from pancreas_mtl.data.resample import spline_orders, target_shape
@@ -183,16 +184,16 @@ class Predictor:
 
     def infer(self, volume: Volume, images: Sequence[FloatArray]) -> Inferred:
         """Run every model on its image, and bring their answers together in the source's grid."""
-        d, h, w = volume.array.shape
+        shape = canonical_shape(volume.source)  # its voxels may be gone by now
         orders = [
             spline_orders(bundle.plan.spacing_mm, volume.spacing_mm, order=1)
             for bundle in self.bundles
         ]
         with torch.inference_mode():
             scores = [self._scores(model, image) for model, image in enumerate(images)]
-            labels = labels_at(scores, (d, h, w), orders=orders)
+            labels = labels_at(scores, shape, orders=orders)
             subtypes = [self._subtype(model, one) for model, one in enumerate(scores)]
-            maps = maps_at([one.maps for one in scores], (d, h, w), orders=orders)
+            maps = maps_at([one.maps for one in scores], shape, orders=orders)
         entropies = [one.entropy.value for one in scores]
         logits = np.concatenate(scores[0].kept, axis=1) if scores[0].kept else None
         return Inferred(labels, subtypes, float(np.mean(entropies)), maps, logits)

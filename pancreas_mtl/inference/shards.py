@@ -52,21 +52,34 @@ class Shard:
         return output_dir / FOLDER / f"{self.index}-of-{self.count}"
 
 
-def is_done(output_dir: Path, shard: Shard, *, overwrite: bool) -> bool:
+def is_done(output_dir: Path, shard: Shard, fingerprint: str, *, overwrite: bool) -> bool:
     """Whether this part of a prediction is finished, so that there is nothing to do again.
 
     A prediction by one process is never taken for done: to begin it again is a mistake.
 
     Raises:
-        UsageError: the part is to be overwritten, which the other shards would not know.
+        UsageError: the part is to be overwritten, which the other shards would not know; or any
+            part is finished, with another fingerprint of models and settings.
     """
-    if shard.count == 1 or not (is_complete(output_dir) or is_complete(shard.folder(output_dir))):
+    if shard.count == 1:
+        return False
+    parts = [Shard(index, shard.count).folder(output_dir) for index in range(shard.count)]
+    _check_same([_read(path) for path in (output_dir, *parts) if is_complete(path)], fingerprint)
+    if not (is_complete(output_dir) or is_complete(shard.folder(output_dir))):
         return False
     if overwrite:
         raise UsageError(
             f"overwrite=true: remove {output_dir} by hand before it is predicted in shards again"
         )
     return True
+
+
+def _check_same(records: Sequence[dict[str, Any]], fingerprint: Any) -> None:
+    if any(record.get("fingerprint") != fingerprint for record in records):
+        raise UsageError(
+            "output_dir holds shards with other models or settings: give another output_dir, or "
+            "remove it by hand"
+        )
 
 
 def join_shards(output_dir: Path, count: int) -> bool:
@@ -79,9 +92,10 @@ def join_shards(output_dir: Path, count: int) -> bool:
         parts = [Shard(index, count).folder(output_dir) for index in range(count)]
         if not all(is_complete(part) for part in parts):
             return False
+        records = [_read(part) for part in parts]
+        _check_same(records, records[0].get("fingerprint"))
         for name in {path.relative_to(part) for part in parts for path in part.rglob("*.csv")}:
             _join_tables([part / name for part in parts], output_dir / name)
-        records = [json.loads((part / RECORD).read_text(encoding="utf-8")) for part in parts]
         for part in parts:
             _move_answers(part, output_dir)
         write_json(output_dir / RECORD, _joined(records))
@@ -92,6 +106,10 @@ def join_shards(output_dir: Path, count: int) -> bool:
 def is_complete(folder: Path) -> bool:
     """Whether the folder holds a complete prediction."""
     return (folder / RECORD).exists()
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / RECORD).read_text(encoding="utf-8")))
 
 
 def _joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -87,7 +87,7 @@ def open_output(
             "give another output_dir, or overwrite=true"
         )
     own = _names_of_run(output_dir) | (started.names if started else set())
-    _check_free(output_dir, set(names) - own)
+    check_free(output_dir, set(names) - own)
     remove_leftovers(output_dir)
     if started is not None and not overwrite:
         return [record for record in started.records if record.error is None]
@@ -111,6 +111,12 @@ def append(output_dir: Path, record: CaseRecord) -> None:
     except OSError as error:
         os.truncate(path, size)
         raise not_written(path, error) from None
+
+
+def discard(output_dir: Path, name: str) -> None:
+    """Remove what is there of the answers to a case that failed."""
+    for path in _answers(output_dir, {name}):
+        path.unlink(missing_ok=True)
 
 
 def close_output(output_dir: Path, records: Sequence[CaseRecord], facts: Mapping[str, Any]) -> None:
@@ -207,8 +213,13 @@ def _answers(output_dir: Path, names: set[str]) -> list[Path]:
     return [path for path in paths if path.exists()]
 
 
-def _check_free(output_dir: Path, names: set[str]) -> None:
-    for path in _answers(output_dir, names):
+def check_free(output_dir: Path, names: Collection[str]) -> None:
+    """Refuse to answer where the name of an answer is taken.
+
+    Raises:
+        UsageError: there is a file under such a name.
+    """
+    for path in _answers(output_dir, set(names)):
         raise UsageError(
             f"output_dir={output_dir} holds {path.name}, which no prediction wrote; give another "
             "output_dir"

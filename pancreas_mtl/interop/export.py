@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pancreas_mtl.data.files import atomic_folder
+from pancreas_mtl.data.files import atomic_folder, check_replaceable
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.inference.bundle import load_bundle
 from pancreas_mtl.inference.card import CARD
@@ -51,7 +51,8 @@ def export_bundle(
     """
     if format_name not in FORMATS:
         raise UsageError(f"format={format_name}: choose one of {', '.join(FORMATS)}")
-    _check_free(output_dir, overwrite=overwrite)
+    marker = processing.FILE
+    check_replaceable(output_dir, marker=marker, what="an export", overwrite=overwrite)
     bundle, chosen = load_bundle(model), FORMATS[format_name]
     try:
         writer = importlib.import_module(f"pancreas_mtl.interop.{chosen.module}")
@@ -66,16 +67,3 @@ def export_bundle(
         if (model / CARD).exists():
             shutil.copyfile(model / CARD, draft / CARD)
     return parity
-
-
-def _check_free(output_dir: Path, *, overwrite: bool) -> None:
-    if output_dir.is_file():
-        raise UsageError(f"output_dir={output_dir} is a file: give another output_dir")
-    if not output_dir.exists() or not any(output_dir.iterdir()):
-        return
-    if not (output_dir / processing.FILE).exists():
-        raise UsageError(f"output_dir={output_dir} is not empty: give another output_dir")
-    if not overwrite:
-        raise UsageError(
-            f"output_dir={output_dir} holds an export: give another output_dir, or overwrite=true"
-        )

@@ -6,7 +6,9 @@ convolutions that an instance normalisation follows have no effect and fall away
 transposes the image, the kernels are transposed back instead.
 
 nnU-Net reads voxels in the order in which a file stores them, this project in the patient's axes.
-The two agree on files stored as "LPS", as nearly all CTs are.
+The two agree on files stored as "LPS", as nearly all CTs are. nnU-Net crops an image to its voxels
+that are not 0 before it resamples; the two agree where those reach all its sides, as in CT, whose
+air is about -1000 HU, unless it was padded with zeros.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pancreas_mtl.data.files import reason
+from pancreas_mtl.data.files import check_replaceable, reason
 from pancreas_mtl.errors import UsageError
-from pancreas_mtl.inference.bundle import save_bundle
+from pancreas_mtl.inference.bundle import WEIGHTS, save_bundle
 from pancreas_mtl.interop.nnunet_plans import NnunetPlan, in_image_order, read_plan
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
 from pancreas_mtl.types import Triple
@@ -54,11 +56,10 @@ def import_nnunet(
         overwrite: whether a bundle in `output_dir` may be replaced.
 
     Raises:
-        UsageError: a file is missing, damaged or not plain data, or the model does what this
-            project's predictor does not; nothing is written.
+        UsageError: a file is missing, damaged or not plain data, the model does what this project's
+            predictor does not, or `output_dir` holds anything but a bundle; nothing is written.
     """
-    if not overwrite and output_dir.exists() and any(output_dir.iterdir()):
-        raise UsageError(f"output_dir={output_dir} is not empty: give another, or overwrite=true")
+    check_replaceable(output_dir, marker=WEIGHTS, what="a bundle", overwrite=overwrite)
     path = model_folder / f"fold_{fold}" / checkpoint
     content = read_checkpoint(path)
     try:

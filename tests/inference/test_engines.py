@@ -9,7 +9,12 @@ import pytest
 import torch
 
 from pancreas_mtl.errors import UsageError
-from pancreas_mtl.inference.engines import TorchEngine, cpu_has_bf16, make_engine
+from pancreas_mtl.inference.engines import (
+    TorchEngine,
+    choose_precision,
+    cpu_has_bf16,
+    make_engine,
+)
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
 from pancreas_mtl.types import Evidence
 
@@ -186,6 +191,13 @@ def test_openvino_not_installed(plan, monkeypatch):
 def test_unknown_engine(plan):
     with pytest.raises(UsageError, match="engine=tensorrt: choose one of torch, openvino"):
         make_engine("tensorrt", random_network(plan, "none"), plan, device="cpu", precision="fp32")
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "fp16"), ((8, 6), "bf16")])
+def test_a_gpu_that_imitates_bf16_gets_fp16(monkeypatch, capability, expected):
+    """torch.cuda.is_bf16_supported() is true for both."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_precision(torch.device("cuda", 1), "auto") == expected
 
 
 @pytest.mark.skipif(

@@ -175,6 +175,33 @@ def test_a_defect_in_one_case_is_recorded(predictor, files, tmp_path, monkeypatc
     assert "defect during finish" in records[0].error
 
 
+def test_a_case_whose_preview_fails_leaves_nothing(predictor, files, tmp_path):
+    """Else its mask would be taken for an answer, which no table names."""
+
+    def fail(name, volume, prediction):
+        raise CaseError("the disk is full")
+
+    open_output(tmp_path / "out", "x", overwrite=False)
+    source = nifti_source(files[0])
+    (record,) = predict_cases(predictor, [source], tmp_path / "out", after_case=fail)
+    assert record.error.endswith("the disk is full")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [JOURNAL]
+
+
+def test_the_scanners_voxels_go_before_the_network_runs(predictor, files, tmp_path, monkeypatch):
+    """Three cases are under way at once, and a large one has a gigabyte of voxels."""
+    held = []
+
+    def infer(volume, images):
+        held.append(volume.array.size)
+        return Predictor.infer(predictor, volume, images)
+
+    monkeypatch.setattr(predictor, "infer", infer)
+    open_output(tmp_path, "x", overwrite=False)
+    (record,) = predict_cases(predictor, [nifti_source(files[0])], tmp_path)
+    assert (record.error, held) == (None, [0])
+
+
 def test_the_files_of_a_case_equal_the_call_in_python(predictor, files, tmp_path):
     open_output(tmp_path, "x", overwrite=True)
     predict_cases(predictor, [nifti_source(files[0])], tmp_path)

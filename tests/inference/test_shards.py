@@ -10,8 +10,8 @@ from pancreas_mtl.inference.writer import CaseRecord, append, close_output, open
 NAMES = [f"case{n}" for n in range(7)]
 
 
-def predict(folder, names, *, failing=()):
-    open_output(folder, "fingerprint", overwrite=False)
+def predict(folder, names, *, failing=(), fingerprint="A"):
+    open_output(folder, fingerprint, overwrite=False)
     records = []
     for name in names:
         error = "bad" if name in failing else None
@@ -21,7 +21,7 @@ def predict(folder, names, *, failing=()):
             (folder / f"{name}.nii.gz").write_text(name)
             (folder / "previews").mkdir(exist_ok=True)
             (folder / "previews" / f"{name}.png").write_text(name)
-    close_output(folder, records, {"versions": {}})
+    close_output(folder, records, {"versions": {}, "fingerprint": fingerprint})
 
 
 def contents(folder):
@@ -81,10 +81,29 @@ def test_parts_that_end_together_join_once(tmp_path):
 
 def test_a_finished_part_is_not_predicted_again(tmp_path):
     shard = Shard(0, 2)
-    assert not is_done(tmp_path, shard, overwrite=False)
+    assert not is_done(tmp_path, shard, "A", overwrite=False)
     predict(shard.folder(tmp_path), shard.take(NAMES))
-    assert is_done(tmp_path, shard, overwrite=False)
-    assert not is_done(tmp_path, Shard(1, 2), overwrite=False)
+    assert is_done(tmp_path, shard, "A", overwrite=False)
+    assert not is_done(tmp_path, Shard(1, 2), "A", overwrite=False)
     assert not is_complete(tmp_path)
     with pytest.raises(UsageError, match=r"remove .* by hand"):
-        is_done(tmp_path, shard, overwrite=True)
+        is_done(tmp_path, shard, "A", overwrite=True)
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_parts_of_another_model_are_not_taken_for_this_ones(tmp_path, joined):
+    for index in range(2 if joined else 1):
+        shard = Shard(index, 2)
+        predict(shard.folder(tmp_path), shard.take(NAMES))
+    assert join_shards(tmp_path, 2) == joined
+    with pytest.raises(UsageError, match="holds shards with other models or settings"):
+        is_done(tmp_path, Shard(1, 2), "B", overwrite=False)
+
+
+def test_parts_that_began_together_with_different_models_are_not_joined(tmp_path):
+    for index, fingerprint in enumerate("AB"):
+        shard = Shard(index, 2)
+        predict(shard.folder(tmp_path), shard.take(NAMES), fingerprint=fingerprint)
+    with pytest.raises(UsageError, match="holds shards with other models or settings"):
+        join_shards(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".gz"] == []

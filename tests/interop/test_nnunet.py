@@ -222,10 +222,19 @@ def test_files_that_are_not_there(model, tmp_path):
 
 
 def test_nothing_is_overwritten_unasked(tmp_path):
-    (tmp_path / "bundle").mkdir()
-    (tmp_path / "bundle" / "mine").touch()
-    with pytest.raises(UsageError, match="is not empty"):
-        imported(STORED / "isotropic", tmp_path / "bundle")
-    assert (tmp_path / "bundle" / "mine").exists()
-    imported(STORED / "isotropic", tmp_path / "bundle", overwrite=True)
-    assert load_bundle(tmp_path / "bundle").plan.channels == (4, 6, 8)
+    imported(STORED / "isotropic", tmp_path / "bundle")
+    with pytest.raises(UsageError, match="holds a bundle: .* or overwrite=true"):
+        imported(STORED / "anisotropic", tmp_path / "bundle")
+    imported(STORED / "anisotropic", tmp_path / "bundle", overwrite=True)
+    assert load_bundle(tmp_path / "bundle").plan.kernels[0] != (3, 3, 3)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_no_bundle_is_never_replaced(tmp_path, overwrite):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UsageError, match="run is not empty: give another"):
+        imported(STORED / "isotropic", tmp_path / "run", overwrite=overwrite)
+    assert (tmp_path / "run" / "checkpoints").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="is a file"):
+        imported(STORED / "isotropic", tmp_path / "file", overwrite=overwrite)

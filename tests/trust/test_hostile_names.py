@@ -214,13 +214,13 @@ def test_a_hostile_metrics_json_is_text_in_the_report(reported, tmp_path):
 # Answers never take the place of anything that no prediction wrote
 
 
-@pytest.mark.parametrize("overwrite", ["false", "true"])
-def test_a_prediction_never_overwrites_an_image_or_a_reference(model, tmp_path, overwrite):
+@pytest.mark.parametrize("how", ["overwrite=false", "overwrite=true", "shard.count=2"])
+def test_a_prediction_never_overwrites_an_image_or_a_reference(model, tmp_path, how):
     save_ct(tmp_path / "a.nii.gz")
     save_ct(tmp_path / "b_0000.nii.gz")
     save_ct(tmp_path / "b.nii.gz", np.ones((10, 9, 6), np.uint8))
     before = content(tmp_path)
-    predicted = predict(model, tmp_path, tmp_path, f"overwrite={overwrite}")
+    predicted = predict(model, tmp_path, tmp_path, how)
     assert predicted.finished.code == 2
     assert "holds a.nii.gz, which no prediction wrote; give another" in predicted.finished.last_line
     assert content(tmp_path) == before

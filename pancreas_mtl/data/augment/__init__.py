@@ -43,7 +43,7 @@ class Augment:
         self.axes = spline_orders(spacing_mm, spacing_mm, order=1)  # 0: too coarse to interpolate
 
     def __call__(self, batch: Batch) -> Batch:
-        """Augment a batch; reading its seeds is the only wait for the device."""
+        """Augment a batch; it waits for the device to read seeds, and where labels lie."""
         return self.apply(batch, sample(self.config, batch.seed))
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pancreas_mtl.data.augment.parameters import Parameters
-from pancreas_mtl.types import NUM_LABELS, Label, Triple, TripleMm
+from pancreas_mtl.types import UNKNOWN, Label, Triple, TripleMm
+
+HALF = 0.5 + 1e-5
+"""More than this share of a voxel's neighbours decides; a half does not, whatever its rounding."""
 
 
 def voxel_matrices(parameters: Parameters, spacing_mm: TripleMm, axes: Triple) -> Tensor:
@@ -80,38 +84,83 @@ def _resample(image: Tensor, mask: Tensor, matrix: Tensor, size: Triple) -> tupl
     So a label is never invented: the median is a neighbour's, and at the outline of a region it is
     decided by the region's share, not by the nearest voxel alone; on anisotropic grids that leaves
     a quarter less error in both regions than the nearest voxel. UNKNOWN counts as the lowest label.
-    """
-    source = _levels_in_frame(image, mask)
-    grid = _sampling_grid(matrix, size, source)
-    # In the frame every value is the outside's, so "border" repeats it beyond the frame.
-    values = F.grid_sample(source[None], grid, padding_mode="border", align_corners=False)[0]
-    labels = (values[1:] > 0.5).sum(0, keepdim=True, dtype=mask.dtype) - 1
-    return values[:1], labels
-
-
-def _levels_in_frame(image: Tensor, mask: Tensor) -> Tensor:
-    """The image, and where the label is at least 0, 1, 2, in a frame of one voxel of outside.
 
     Outside, the image is 0 and the mask background, or UNKNOWN if the patch's first voxel is.
-
-    Returns:
-        (1 + C, D + 2, H + 2, W + 2) float32.
     """
-    source = image.new_zeros(1 + NUM_LABELS, *(n + 2 for n in image.shape[1:]))
-    source[1] = mask[0, 0, 0, 0] >= Label.BACKGROUND
-    inside = source[:, 1:-1, 1:-1, 1:-1]
-    inside[0] = image[0]
-    for label in Label:
-        inside[1 + label] = mask[0] >= label
-    return source
+    points = _source_points(matrix, image, size)
+    values = _interpolate(F.pad(image, [1] * 6), [point + 1 for point in points])
+    outside = Label.BACKGROUND if mask[0, 0, 0, 0] >= Label.BACKGROUND else UNKNOWN
+    labels = mask.new_full((1, *size), outside)
+    inside = _bounding_box(mask[0] != outside)
+    near = _reached(inside, matrix, image.shape[1:], size)
+    if near is not None:
+        framed = F.pad(mask[0][inside], [1] * 6, value=outside)
+        levels = torch.stack([framed >= label for label in Label]).float()
+        starts = [one.start - 1 for one in inside]
+        local = [point[near] - start for point, start in zip(points, starts, strict=True)]
+        at_least = _interpolate(levels, local) > HALF
+        labels[0][near] = at_least.sum(0, dtype=mask.dtype) - 1
+    return values, labels
 
 
-def _sampling_grid(matrix: Tensor, size: Triple, source: Tensor) -> Tensor:
-    """`matrix` as a grid for `grid_sample`, (1, *size, 3): (W, H, D) from -1 to 1 edge to edge."""
-    half_size = torch.tensor(source.shape[1:]) / 2
-    scaled = (matrix / half_size[:, None]).flip(0).float().to(source.device)
-    d, h, w = (
-        (torch.arange(n, device=source.device) - (n - 1) / 2)[:, None] * scaled[:, axis]
-        for axis, n in enumerate(size)
+def _source_points(matrix: Tensor, source: Tensor, size: Triple) -> list[Tensor]:
+    """Where each output voxel comes from: its coordinates along D, H and W, (*size) each."""
+    offsets = [torch.arange(n, device=source.device) - (n - 1) / 2 for n in size]
+    points = []
+    for (along_d, along_h, along_w), n in zip(matrix.tolist(), source.shape[1:], strict=True):
+        d, h, w = (one * by for one, by in zip(offsets, (along_d, along_h, along_w), strict=True))
+        plane = (d + (n - 1) / 2)[:, None] + h
+        points.append(plane[:, :, None] + w)
+    return points
+
+
+def _interpolate(source: Tensor, points: Sequence[Tensor]) -> Tensor:
+    """Linear interpolation (C, *size) of (C, D, H, W) at points; beyond the border it repeats.
+
+    D and H are laid out as one axis, so that two planar interpolations, in the slices before and
+    behind, do: torch's planar `grid_sample` is vectorised on a CPU, the one in space is not. Every
+    slice has to end as the next one begins, as in a frame of outside.
+    """
+    channels, *shape = source.shape
+    d, h, w = (point.clamp(0, n - 1) for point, n in zip(points, shape, strict=True))
+    before = d.floor().clamp_(max=shape[0] - 2)
+    rows, width = shape[0] * shape[1], shape[2]
+    grid = torch.stack([w, before * shape[1] + h], dim=-1).flatten(0, 1)[None]
+    grid *= 2 / torch.tensor([width - 1, rows - 1], dtype=grid.dtype, device=grid.device)
+    grid -= 1
+    step = torch.tensor([0.0, 2 * shape[1] / (rows - 1)], device=grid.device)
+    flat = source.reshape(1, channels, rows, width)
+    first, second = (
+        F.grid_sample(flat, at, padding_mode="border", align_corners=True).view(channels, *d.shape)
+        for at in (grid, grid + step)
     )
-    return (d[:, None, None] + h[:, None] + w)[None]
+    return torch.lerp(first, second, d - before)
+
+
+def _bounding_box(inside: Tensor) -> tuple[slice, ...]:
+    """Of a mask (D, H, W); empty slices where it is empty."""
+    planes = inside.any(2)
+    ends = [
+        where.nonzero().flatten()[[0, -1]].tolist() if where.any() else [0, -1]
+        for where in (planes.any(1), planes.any(0), inside.any(0).any(0))
+    ]
+    return tuple(slice(first, last + 1) for first, last in ends)
+
+
+def _reached(
+    box: Sequence[slice], matrix: Tensor, source: Sequence[int], size: Triple
+) -> tuple[slice, ...] | None:
+    """The output voxels that a box of the source, and one voxel around it, may reach; if any."""
+    ends = [
+        torch.tensor([one.start - 1, one.stop], dtype=matrix.dtype) - (n - 1) / 2
+        for one, n in zip(box, source, strict=True)
+    ]
+    corners = torch.cartesian_prod(*ends) @ torch.linalg.inv(matrix).mT  # (8, 3)
+    centre = (torch.tensor(size, dtype=matrix.dtype) - 1) / 2
+    low, high = corners.amin(0) + centre, corners.amax(0) + centre
+    near = [
+        slice(max(0, math.floor(a)), min(n, math.ceil(b) + 1))
+        for a, b, n in zip(low.tolist(), high.tolist(), size, strict=True)
+    ]
+    is_empty = any(one.start >= one.stop for one in (*box, *near))
+    return None if is_empty else tuple(near)

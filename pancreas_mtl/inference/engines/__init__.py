@@ -12,6 +12,7 @@ from pancreas_mtl.inference.engines.torch_engine import (
     TorchEngine,
     choose_precision,
     cpu_has_bf16,
+    cuda_has_bf16,
 )
 from pancreas_mtl.models.network import MultitaskUNet
 from pancreas_mtl.types import Plan
@@ -25,6 +26,7 @@ __all__ = [
     "TorchEngine",
     "choose_precision",
     "cpu_has_bf16",
+    "cuda_has_bf16",
     "make_engine",
 ]
 

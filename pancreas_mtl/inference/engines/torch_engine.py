@@ -81,8 +81,16 @@ def choose_precision(device: torch.device, precision: Precision) -> str:
     if precision != "auto":
         raise UsageError(f"precision={precision}: choose one of auto, fp32, bf16, fp16")
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "bf16" if cuda_has_bf16(device) else "fp16"
     return "bf16" if cpu_has_bf16() else "fp32"
+
+
+def cuda_has_bf16(device: torch.device | None = None) -> bool:
+    """Whether a GPU, the current one unless named, computes in bf16 natively (from Ampere on).
+
+    torch calls bf16 supported on older ones too, where it is imitated.
+    """
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def cpu_has_bf16() -> bool:
