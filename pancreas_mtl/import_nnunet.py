@@ -15,7 +15,7 @@ from pancreas_mtl.interop.nnunet import import_nnunet
 
 @command("import_nnunet")
 def main(config: DictConfig) -> None:
-    """Convert one checkpoint; what would not give nnU-Net's answer is refused, nothing is written."""
+    """Convert one checkpoint; one that would not give nnU-Net's answer is refused."""
     origin = import_nnunet(
         Path(config.model_folder),
         config.fold,

@@ -187,24 +187,27 @@ def _draw_centre(
 
 def crop(array: npt.NDArray[np.float16], start: Triple, size: Triple) -> npt.NDArray[np.float16]:
     """Cut `(2, *size)` out of `(2, D, H, W)`, padded with zeros outside (UNKNOWN stays UNKNOWN)."""
-    low = [max(0, s) for s in start]
-    high = [min(n, s + k) for n, s, k in zip(array.shape[1:], start, size, strict=True)]
-    inside = np.array(array[:, low[0] : high[0], low[1] : high[1], low[2] : high[2]])
-    before = [a - s for a, s in zip(low, start, strict=True)]
-    after = [s + k - b for s, k, b in zip(start, size, high, strict=True)]
-    margins = list(zip(before, after, strict=True))
-    if not any(before + after):
-        return inside
-    outside = UNKNOWN if inside[1].size and inside[1].flat[0] == UNKNOWN else 0
-    return np.stack(
-        [np.pad(inside[0], margins), np.pad(inside[1], margins, constant_values=outside)]
-    )
+    there = [
+        slice(max(0, s), min(n, s + k))
+        for n, s, k in zip(array.shape[1:], start, size, strict=True)
+    ]
+    inside = array[(slice(None), *there)]
+    if inside.shape[1:] == size:
+        return np.array(inside)
+    found = np.zeros((2, *size), array.dtype)
+    if inside.size and inside[1, 0, 0, 0] == UNKNOWN:
+        found[1] = UNKNOWN
+    here = [slice(a.start - s, a.stop - s) for a, s in zip(there, start, strict=True)]
+    if inside.size:
+        found[(slice(None), *here)] = inside
+    return found
 
 
 def _as_batch(entry: CacheEntry, array: npt.NDArray[np.float16], seed: int) -> Batch:
+    both = torch.from_numpy(array)  # whose conversions are vectorised, unlike numpy's
     return Batch(
-        image=torch.from_numpy(array[:1].astype(np.float32)),
-        mask=torch.from_numpy(array[1:].astype(np.int16)),
+        image=both[:1].float(),
+        mask=both[1:].to(torch.int16),
         subtype=torch.tensor(UNKNOWN if entry.subtype is None else entry.subtype),
         lesion_vox=torch.tensor(float(entry.lesion_vox)),
         seed=torch.tensor(seed),

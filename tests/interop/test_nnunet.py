@@ -223,7 +223,7 @@ def test_files_that_are_not_there(model, tmp_path):
 
 def test_nothing_is_overwritten_unasked(tmp_path):
     imported(STORED / "isotropic", tmp_path / "bundle")
-    with pytest.raises(UsageError, match="holds a bundle: .* or overwrite=true"):
+    with pytest.raises(UsageError, match=r"holds a bundle: .* or overwrite=true"):
         imported(STORED / "anisotropic", tmp_path / "bundle")
     imported(STORED / "anisotropic", tmp_path / "bundle", overwrite=True)
     assert load_bundle(tmp_path / "bundle").plan.kernels[0] != (3, 3, 3)
