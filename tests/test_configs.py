@@ -128,6 +128,10 @@ def test_sections_name_exactly_the_fields_of_their_dataclass(section):
         assert set(OmegaConf.load(path)) == names, path
 
 
+def test_the_benchmark_augments_as_training_does():
+    assert composed("what=data", name="benchmark").augment == composed().augment
+
+
 @pytest.mark.parametrize(
     ("file", "kind"),
     [
