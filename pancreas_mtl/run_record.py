@@ -110,9 +110,7 @@ def recorded(config: DictConfig, run_dir: Path) -> Iterator[None]:
 
 def config_digest(config: DictConfig) -> str:
     """A name for what decides a run's result."""
-    values = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(values, dict)
-    kept = {key: value for key, value in values.items() if key not in BOOKKEEPING}
+    kept = {key: value for key, value in plain(config).items() if key not in BOOKKEEPING}
     text = json.dumps(kept, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -163,7 +161,7 @@ def _changed_settings(config: DictConfig, run_dir: Path) -> dict[str, list[Any]]
 
 def _write_repeatable(config: DictConfig, folder: Path) -> None:
     make_folder(folder)
-    again = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    again = OmegaConf.create(plain(config))
     again.resume = again.overwrite = False
     text = REPEAT.format(folder=folder.resolve()) + OmegaConf.to_yaml(again)
     write_text(folder / "config.yaml", text)

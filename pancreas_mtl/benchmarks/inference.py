@@ -125,13 +125,7 @@ def benchmark_inference(
         loads = _load(work, model, everyone, how)
         about = {name: _about(side) for name, side in everyone.items()}
         rounds = Rounds(work / "inference-rounds.json", [*settings, about])
-        one, asked = (
-            {
-                name: _predicting(side, work / part / "images", work / part / name)
-                for name, side in everyone.items()
-            }
-            for part in ("first", "cases")
-        )
+        one, asked = (_predicting_all(everyone, work / part) for part in ("first", "cases"))
         first, warm = in_turn(asked, pairs=pairs, warm_up=one, rounds=rounds)
         limit = ours["fast"].ask("limit")
         largest_rows = _largest_case(work, stock, ours["accurate"]) if largest else []
@@ -175,9 +169,8 @@ def _make(sides: Sides, model: Model, plan: Plan, sizes: Sequence[Size]) -> None
 
 def _about(side: Side) -> Answer:
     """Versions and threads of a side."""
-    return {
-        key: value for key, value in side.ask("about").items() if key in ("versions", "threads")
-    }
+    answer = side.ask("about")
+    return {key: answer[key] for key in ("versions", "threads")}
 
 
 def _load(work: Path, model: Model, sides: dict[str, Side], how: Ours) -> dict[str, Answer]:
@@ -193,6 +186,10 @@ def _load(work: Path, model: Model, sides: dict[str, Side], how: Ours) -> dict[s
             for name in PRESETS
         },
     }
+
+
+def _predicting_all(sides: Mapping[str, Side], folder: Path) -> dict[str, Any]:
+    return {name: _predicting(s, folder / "images", folder / name) for name, s in sides.items()}
 
 
 def _predicting(side: Side, inputs: Path, output_dir: Path, *, mirror: bool = True) -> Any:

@@ -17,9 +17,7 @@ import psutil
 from pancreas_mtl.errors import UsageError
 
 SAMPLE_EVERY_S = 0.2
-SAMPLING_SHARE = (
-    0.01  # of the time, at most, for looking at the memory of many processes takes some
-)
+SAMPLING_SHARE = 0.01  # of the time at most, as looking at many processes takes some
 
 
 class Side:

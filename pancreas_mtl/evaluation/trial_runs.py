@@ -73,7 +73,7 @@ def _claim(trial: Trial, folder: Path) -> None:
         wanted["members"] = list(trial.members)
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(wanted, indent=1) + "\n")
+        write_json(path, wanted)
     elif json.loads(path.read_text()) != wanted:
         raise UsageError(
             f"{folder} holds a trial with other overrides (see trial.json): remove it, give the "
