@@ -92,43 +92,68 @@ def _resample(image: Tensor, mask: Tensor, matrix: Tensor, size: Triple) -> tupl
     """
     offsets = [torch.arange(n, device=image.device) - (n - 1) / 2 for n in size]
     centre = [(n - 1) / 2 for n in image.shape[1:]]
-    values = _interpolate(F.pad(image, [1] * 6), matrix, offsets, [c + 1 for c in centre])
+    values = _interpolate(image, image.new_zeros(1), matrix, offsets, centre)
     outside = Label.BACKGROUND if mask[0, 0, 0, 0] >= Label.BACKGROUND else UNKNOWN
     labels = mask.new_full((1, *size), outside)
     inside = _bounding_box(mask[0] != outside)
     near = _reached(inside, matrix, image.shape[1:], size)
     if near is not None:
-        framed = F.pad(mask[0][inside], [1] * 6, value=outside)
-        levels = torch.stack([framed >= label for label in Label]).float()
+        known = mask[0][inside]
+        lowest = min(int(known.amin()), outside)
+        higher = torch.arange(lowest + 1, max(Label) + 1, device=mask.device)
         some = [one[part] for one, part in zip(offsets, near, strict=True)]
-        moved = [c - part.start + 1 for c, part in zip(centre, inside, strict=True)]
-        at_least = _interpolate(levels, matrix, some, moved) > HALF
-        labels[0][near] = at_least.sum(0, dtype=mask.dtype) - 1
+        moved = [c - part.start for c, part in zip(centre, inside, strict=True)]
+        levels = known >= higher[:, None, None, None]
+        shares = _interpolate(levels, outside >= higher, matrix, some, moved)
+        labels[0][near] = (shares > HALF).sum(0, dtype=mask.dtype) + lowest
     return values, labels
 
 
 def _interpolate(
-    source: Tensor, matrix: Tensor, offsets: Sequence[Tensor], centre: Sequence[float]
+    source: Tensor,
+    outside: Tensor,
+    matrix: Tensor,
+    offsets: Sequence[Tensor],
+    centre: Sequence[float],
 ) -> Tensor:
-    """Interpolate linearly at `matrix` times each offset from `centre`; a border goes on outwards.
+    """Interpolate linearly at `matrix` times each offset from `centre`.
 
     A few slices at a time, as what is in the processor's cache takes a third of the time.
 
     Args:
-        source: (C, D, H, W) in a frame of outside, of one voxel.
+        source: (C, D, H, W).
+        outside: (C,), what lies around it.
         matrix: (3, 3).
         offsets: along D, H and W.
         centre: where in the source an offset of 0 lies.
 
     Returns:
-        (C, ...), with the offsets' lengths.
+        (C, ...) float32, with the offsets' lengths.
     """
-    found = source.new_empty(len(source), *map(len, offsets))
+    rows, framed = _rows(source, outside)
+    found = rows.new_empty(len(source), *map(len, offsets))
     depth, *plane = offsets
     for first in range(0, len(depth), SLAB):
         slab = slice(first, first + SLAB)
-        found[:, slab] = _between_slices(source, _points(matrix, [depth[slab], *plane], centre))
+        points = _points(matrix, [depth[slab], *plane], [c + 1 for c in centre])
+        found[:, slab] = _between_slices(rows, framed, points)
     return found
+
+
+def _rows(source: Tensor, outside: Tensor) -> tuple[Tensor, list[int]]:
+    """(1, C, rows, W) float32: a source in a frame of outside, D and H laid out as one axis.
+
+    In the frame, of which the shape is returned too, a slice ends as the next one begins. Rows are
+    added until there are a power of two and one: then `grid_sample` can scale coordinates back
+    without rounding them, and in the quiz's patch a row is found to within a thousandth of a voxel,
+    float32's precision, instead of two.
+    """
+    depth, height, width = framed = [n + 2 for n in source.shape[1:]]
+    count = depth * height
+    size = (len(source), 2 ** (count - 2).bit_length() + 1, width)
+    rows = outside.float()[:, None, None].expand(size).contiguous()
+    rows[:, :count].unflatten(1, (depth, height))[:, 1:-1, 1:-1, 1:-1] = source
+    return rows[None], framed
 
 
 def _points(matrix: Tensor, offsets: Sequence[Tensor], centre: Sequence[float]) -> Iterator[Tensor]:
@@ -138,35 +163,37 @@ def _points(matrix: Tensor, offsets: Sequence[Tensor], centre: Sequence[float]) 
         yield ((d + start)[:, None] + h)[:, :, None] + w
 
 
-def _between_slices(source: Tensor, points: Iterable[Tensor]) -> Tensor:
+def _between_slices(rows: Tensor, shape: Sequence[int], points: Iterable[Tensor]) -> Tensor:
     """Two planar interpolations, in the slices before and behind each point, and one between them.
 
-    D and H are laid out as one axis: a slice ends as the next one begins, in the frame. On a CPU
-    torch's planar `grid_sample` is vectorised, that in space is not. A row is found to within a
-    thousandth of a voxel.
+    On a CPU torch's planar `grid_sample` is vectorised, that in space is not.
+
+    Args:
+        rows: (1, C, rows, W), from `_rows`.
+        shape: of what they were, (D, H, W).
+        points: coordinates along D, H and W.
     """
-    channels, *shape = source.shape
     d, h, w = (point.clamp_(0, n - 1) for point, n in zip(points, shape, strict=True))
     before = d.floor().clamp_(max=shape[0] - 2)
     d -= before
-    rows, width = shape[0] * shape[1], shape[2]
-    row = h.add_(before, alpha=shape[1]).mul_(2 / (rows - 1)).sub_(1)
-    column = w.mul_(2 / (width - 1)).sub_(1)
+    per_row, per_column = (2 / (n - 1) for n in rows.shape[2:])
+    row = h.add_(before, alpha=shape[1]).mul_(per_row).sub_(1)
+    column = w.mul_(per_column).sub_(1)
     pairs = torch.view_as_real(torch.complex(column, row))  # a stack, five times as fast
     grid = pairs.flatten(0, 1)[None]
-    flat = source.reshape(1, channels, rows, width)
-    first = F.grid_sample(flat, grid, padding_mode="border", align_corners=True)
-    grid[..., 1] += 2 * shape[1] / (rows - 1)  # one slice on
-    second = F.grid_sample(flat, grid, padding_mode="border", align_corners=True)
-    return torch.lerp(first[0], second[0], d.flatten(0, 1)).view(channels, *d.shape)
+    first = F.grid_sample(rows, grid, padding_mode="border", align_corners=True)
+    grid[..., 1] += shape[1] * per_row  # one slice on
+    second = F.grid_sample(rows, grid, padding_mode="border", align_corners=True)
+    return torch.lerp(first[0], second[0], d.flatten(0, 1)).unflatten(1, d.shape[:2])
 
 
 def _bounding_box(inside: Tensor) -> tuple[slice, ...]:
     """Of a mask (D, H, W); empty slices where it is empty."""
-    planes = inside.any(2)
+    inside = inside.view(torch.uint8)  # of which `amax` is four times as fast as `any`
+    planes = inside.amax(2)
     ends = [
         where.nonzero().flatten()[[0, -1]].tolist() if where.any() else [0, -1]
-        for where in (planes.any(1), planes.any(0), inside.any(0).any(0))
+        for where in (planes.amax(1), planes.amax(0), inside.amax(0).amax(0))
     ]
     return tuple(slice(first, last + 1) for first, last in ends)
 
