@@ -20,6 +20,9 @@ from pancreas_mtl.types import NUM_LABELS, FloatArray, LabelArray, Triple, Tripl
 ANISOTROPY_THRESHOLD = 3.0
 """An axis this many times coarser than the finest is resampled apart, as in nnU-Net."""
 
+NOTHING = 1e-12
+"""A weight below this changes no float32 sum of which the weights are 1 in all."""
+
 
 def target_shape(shape: Triple, spacing_mm: TripleMm, new_spacing_mm: TripleMm) -> Triple:
     """The shape that covers the same extent at another spacing; at least one voxel per axis."""
@@ -61,7 +64,9 @@ def interpolation_matrix(n_in: int, n_out: int, order: int) -> FloatArray:
             ndimage.zoom(row, n_out / n_in, order=order, mode="nearest", grid_mode=True)
             for row in impulses
         ]
-        matrix = np.stack(columns, axis=1).astype(np.float32)
+        matrix = np.stack(columns, axis=1)
+        matrix[np.abs(matrix) < NOTHING] = 0  # or products with denormal numbers take ten times
+        matrix = matrix.astype(np.float32)
     matrix.flags.writeable = False
     return matrix
 

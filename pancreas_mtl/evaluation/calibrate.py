@@ -13,18 +13,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar
 
-from pancreas_mtl.inference.calibration import Calibration, with_temperature
+from pancreas_mtl.inference.calibration import (
+    MIN_CASES,
+    Calibration,
+    digest_of,
+    fit_temperature,
+)
 from pancreas_mtl.inference.postprocess import WholeScores, clean_up, labels_at
 from pancreas_mtl.metrics.segmentation import dsc
 from pancreas_mtl.types import FloatArray, Label, LabelArray, Triple
 
 MIN_GAIN_DSC = 1e-4
-MIN_CASES = 10  # with fewer, a temperature would be noise
 MAX_LOSS_DSC = 1e-3  # of the whole pancreas, for the lesion's sake
 LESION_BIASES = (0.0, 1.0, 2.0, 3.0, 4.0)
-LOWEST, HIGHEST = 0.25, 8.0
 MASK_TEMPERATURES = tuple(2 ** (eighth / 8) for eighth in range(-16, 25))  # over the same range
 UNCERTAIN = 0.01  # of pancreas or lesion, from which a voxel counts for the mask's temperature
 MAX_VOXELS = 20_000  # of them per case
@@ -63,13 +65,14 @@ def fit(cases: Sequence[HeldOut], *, coverage: float, kind: str) -> Calibration:
         coverage: that the conformal sets state.
         kind: of cases, for the record.
     """
-    known = [
-        (c.probabilities, c.subtype)
+    known = sorted(
+        (c.name, c.probabilities, c.subtype)
         for c in cases
         if c.subtype is not None and c.probabilities is not None
-    ]
-    probabilities = np.array([each for each, _ in known], dtype=np.float32)
-    subtypes = np.array([subtype for _, subtype in known], dtype=np.int64)
+    )
+    answers = tuple((tuple(map(float, each)), int(subtype)) for _, each, subtype in known)
+    probabilities = np.array([each for each, _ in answers], dtype=np.float32)
+    subtypes = np.array([subtype for _, subtype in answers], dtype=np.int64)
     masks = [c.masks for c in cases if c.masks is not None]
     bias = fit_lesion_bias(masks)
     chosen = [each[LESION_BIASES.index(bias)] for each in masks]
@@ -80,8 +83,10 @@ def fit(cases: Sequence[HeldOut], *, coverage: float, kind: str) -> Calibration:
         largest_pancreas=_worth_it([mask.gain_pancreas for mask in chosen]),
         largest_lesion=_worth_it([mask.gain_lesion for mask in chosen]),
         coverage=coverage,
-        conformity=tuple(sorted(each[subtype] for each, subtype in known)),
+        conformity=tuple(sorted(each[subtype] for each, subtype in answers)),
         fitted_on=f"{len(cases)} {kind} cases",
+        answers=answers,
+        cases=digest_of(name for name, _, _ in known),
     )
 
 
@@ -92,19 +97,6 @@ def cross_fit(cases: Sequence[HeldOut], *, coverage: float, kind: str) -> dict[s
         group: fit([c for c in cases if c.group != group], coverage=coverage, kind=kind)
         for group in groups
     }
-
-
-def fit_temperature(probabilities: FloatArray, subtypes: npt.NDArray[np.integer]) -> float:
-    """The temperature that minimises the log loss of (N, S) probabilities; 1 for too few cases."""
-    if len(subtypes) < MIN_CASES:
-        return 1.0
-
-    def log_loss(log_temperature: float) -> float:
-        p = with_temperature(probabilities, float(np.exp(log_temperature)))
-        return float(-np.log(p[np.arange(len(subtypes)), subtypes].clip(1e-12)).mean())
-
-    low, high = np.log((LOWEST, HIGHEST))
-    return float(np.exp(minimize_scalar(log_loss, bounds=(low, high), method="bounded").x))
 
 
 def fit_mask_temperature(curves: Iterable[Sequence[float] | None]) -> float:

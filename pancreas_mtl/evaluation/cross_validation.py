@@ -175,8 +175,8 @@ def make_ensemble(
 ) -> None:
     """Copy the runs' bundles; temperatures and clean-up are fitted on all out-of-fold cases.
 
-    Each bundle keeps the conformity of the cases that it had not seen itself, since conformal sets
-    of an ensemble compare case by case with the right model.
+    Each bundle keeps its answers for the cases that it had not seen itself, since conformal sets of
+    an ensemble compare case by case with the right model.
     """
     together = fit(cases, coverage=coverage, kind=KIND)
     with atomic_folder(output_dir) as draft:
@@ -187,4 +187,7 @@ def make_ensemble(
                 link_or_copy(file, bundle / file.name)
             (bundle / "calibration.json").unlink(missing_ok=True)
             save_member_card(bundle)
-            save_calibration(bundle, replace(together, conformity=own.conformity))
+            seen = replace(
+                together, conformity=own.conformity, answers=own.answers, cases=own.cases
+            )
+            save_calibration(bundle, seen)

@@ -13,22 +13,31 @@ have the stated coverage as well, 1 - a; what is guaranteed of them is about 1 -
 The label with the largest score makes the fewest mistakes, not the largest DSC: for that, a voxel
 whose lesion is less likely than not may have to count as lesion (Lipton et al. 2014,
 arXiv:1402.1892). So the lesion's logit gets a bias before labels are decided.
+
+The mean of calibrated models is too timid: where they contradict each other, it is less sure than
+it is right (Rahaman and Thiery 2021, arXiv:2007.08792). So models that were all calibrated on the
+same held-out cases get a temperature of their mean, fitted on these cases.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize_scalar
 
 from pancreas_mtl.data.files import UNREADABLE, read_text, reason, write_text
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.types import NUM_SUBTYPES, FloatArray
 
 FILE = "calibration.json"
+MIN_CASES = 10  # with fewer, a temperature would be noise
+LOWEST, HIGHEST = 0.25, 8.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,9 @@ class Calibration:
     `conformity` holds the probability, before any temperature, that the model gave to the true
     subtype of each held-out case; `coverage` is what its sets state. `lesion_bias` is added to the
     lesion's logit; then `largest_pancreas` and `largest_lesion` keep only the largest component.
-    `fitted_on` says how many cases of which kind it owes to.
+    `fitted_on` says how many cases of which kind it owes to. `answers` and `cases` are what an
+    ensemble needs: the probabilities (S,) from which `conformity` is and the true subtype of each
+    held-out case, in the order of their names, and a digest of these names.
     """
 
     subtype_temperature: float = 1.0
@@ -49,6 +60,35 @@ class Calibration:
     coverage: float = 0.0
     conformity: tuple[float, ...] = ()
     fitted_on: str = "nothing"
+    answers: tuple[tuple[tuple[float, ...], int], ...] = ()
+    cases: str = ""
+
+
+def digest_of(names: Iterable[str]) -> str:
+    """What tells whether two models were calibrated on the same cases, without their names."""
+    return hashlib.blake2b(json.dumps(list(names)).encode(), digest_size=16).hexdigest()
+
+
+def fit_temperature(probabilities: FloatArray, subtypes: npt.NDArray[np.integer]) -> float:
+    """The temperature that minimises the log loss of (N, S) probabilities; 1 for too few cases."""
+    if len(subtypes) < MIN_CASES:
+        return 1.0
+
+    def log_loss(log_temperature: float) -> float:
+        p = with_temperature(probabilities, float(np.exp(log_temperature)))
+        return float(-np.log(p[np.arange(len(subtypes)), subtypes].clip(1e-12)).mean())
+
+    low, high = np.log((LOWEST, HIGHEST))
+    return float(np.exp(minimize_scalar(log_loss, bounds=(low, high), method="bounded").x))
+
+
+def fit_ensemble_temperature(calibrations: Sequence[Calibration]) -> float:
+    """That of the models' mean; 1 for a single model, or where their held-out cases differ."""
+    if len(calibrations) < 2 or len({one.cases for one in calibrations}) > 1:
+        return 1.0
+    subtypes = np.array([subtype for _, subtype in calibrations[0].answers], dtype=np.int64)
+    raw = [np.array([p for p, _ in one.answers], dtype=np.float32) for one in calibrations]
+    return fit_temperature(calibrated(raw, calibrations), subtypes) if len(subtypes) else 1.0
 
 
 def with_temperature(probabilities: FloatArray, temperature: float) -> FloatArray:
@@ -57,14 +97,22 @@ def with_temperature(probabilities: FloatArray, temperature: float) -> FloatArra
     return powered / powered.sum(axis=-1, keepdims=True)
 
 
-def calibrated(raw: Sequence[FloatArray], calibrations: Sequence[Calibration]) -> FloatArray:
-    """The mean (S,) of the models' probabilities, each with its own temperature."""
+def calibrated(
+    raw: Sequence[FloatArray], calibrations: Sequence[Calibration], *, temperature: float = 1.0
+) -> FloatArray:
+    """The mean (..., S) of the models' probabilities, each with its own temperature.
+
+    Args:
+        raw: probabilities (..., S) of each model.
+        calibrations: of each model.
+        temperature: of the mean.
+    """
     each = [
         with_temperature(probabilities, calibration.subtype_temperature)
         for probabilities, calibration in zip(raw, calibrations, strict=True)
     ]
     average: FloatArray = np.mean(each, axis=0)
-    return average
+    return average if temperature == 1 else with_temperature(average, temperature)
 
 
 def conformal_set(
@@ -108,7 +156,11 @@ def read_calibration(folder: Path) -> Calibration:
         return Calibration()
     try:
         calibration = Calibration(**json.loads(read_text(path)))
-        calibration = replace(calibration, conformity=tuple(calibration.conformity))
+        calibration = replace(
+            calibration,
+            conformity=tuple(calibration.conformity),
+            answers=tuple((tuple(p), int(subtype)) for p, subtype in calibration.answers),
+        )
         _check_bounds(calibration)
     except UNREADABLE as error:
         raise UsageError(
@@ -126,3 +178,6 @@ def _check_bounds(calibration: Calibration) -> None:
         raise ValueError(f"lesion_bias={calibration.lesion_bias}")
     if not all(0 <= p <= 1 for p in (calibration.coverage, *calibration.conformity)):
         raise ValueError("coverage or conformity outside 0 to 1")
+    for p, subtype in calibration.answers:
+        if len(p) != NUM_SUBTYPES or not min(p) >= 0 or subtype not in range(NUM_SUBTYPES):
+            raise ValueError(f"answers: {p}, {subtype}")

@@ -23,7 +23,11 @@ from pancreas_mtl.data.preprocess import prepare_image
 from pancreas_mtl.data.resample import spline_orders, target_shape
 from pancreas_mtl.errors import CaseError, LackOfMemoryError, UsageError
 from pancreas_mtl.inference.bundle import Bundle, find_bundles, load_bundle
-from pancreas_mtl.inference.calibration import calibrated, conformal_set
+from pancreas_mtl.inference.calibration import (
+    calibrated,
+    conformal_set,
+    fit_ensemble_temperature,
+)
 from pancreas_mtl.inference.engines import Precision, make_engine
 from pancreas_mtl.inference.maps import maps_at
 from pancreas_mtl.inference.postprocess import clean_up, labels_at
@@ -50,7 +54,7 @@ class Preset:
 
     A network that was trained without mirrored patches is not shown mirrored images. `pads`: an
     image that is smaller than a patch is padded to one, as in training and in nnU-Net; otherwise
-    it goes through the network at its own size.
+    it goes through the network at its own size, which no preset does, as it costs too much.
     """
 
     mirror_axes: tuple[int, ...] = MIRROR_AXES
@@ -60,7 +64,7 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "accurate": Preset(),
-    "fast": Preset(mirror_axes=(), pads=False),
+    "fast": Preset(mirror_axes=()),
 }
 
 
@@ -106,6 +110,9 @@ class Predictor:
             make_engine(engine, one.network, one.plan, device=device, precision=precision)
             for one in bundles
         ]
+        self.ensemble_temperature = fit_ensemble_temperature(
+            [one.calibration for one in bundles if one.network.has_subtype]
+        )
 
     @property
     def has_subtypes(self) -> bool:
@@ -211,7 +218,11 @@ class Predictor:
         raw, their_votes = [raw for raw, _ in known], [vote for _, vote in known]
         return CasePrediction(
             labels=labels,
-            subtype_probabilities=calibrated(raw, their_votes) if known else None,
+            subtype_probabilities=calibrated(
+                raw, their_votes, temperature=self.ensemble_temperature
+            )
+            if known
+            else None,
             conformal_set=conformal_set(raw, their_votes),
             mask_entropy=inferred.mask_entropy,
             maps=inferred.maps,

@@ -150,6 +150,7 @@ def run_facts(predictor: Predictor, config: Mapping[str, Any]) -> dict[str, Any]
         "precision": predictor.engines[0].precision,
         "config": dict(config),
         "bundles": [bundle.digest for bundle in predictor.bundles],
+        "ensemble_temperature": predictor.ensemble_temperature,
         "subtypes": "given" if predictor.has_subtypes else NO_SUBTYPES,
     }
 

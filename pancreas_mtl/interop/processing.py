@@ -134,5 +134,9 @@ def _postprocessing(bundle: Bundle) -> dict[str, Any]:
         "subtype_temperature",
         "conformal_set": "the subtypes s for which fewer than coverage * (n + 1) of the n values "
         "of conformity lie above s's probability before the temperature; none where n is 0",
-        "calibration": asdict(bundle.calibration),
+        "calibration": {
+            key: value
+            for key, value in asdict(bundle.calibration).items()
+            if key not in ("answers", "cases")  # of use to ensembles alone
+        },
     }

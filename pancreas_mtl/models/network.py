@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.models.classifiers import HEADS, NoHead, SubtypeHead
+from pancreas_mtl.models.norm_act import STYLE
 from pancreas_mtl.models.regions import label_logits
 from pancreas_mtl.types import (
     NUM_LABELS,
@@ -31,13 +31,6 @@ from pancreas_mtl.types import (
     Plan,
     Triple,
 )
-
-STYLE: dict[str, Any] = {
-    "norm_name": ("INSTANCE", {"affine": True}),
-    "act_name": ("leakyrelu", {"inplace": True, "negative_slope": 0.01}),
-    "trans_bias": True,
-}
-"""Of all blocks, as nnU-Net has them."""
 
 PARTS: dict[str, tuple[str, ...]] = {
     "encoder": ("input_block", "downsamples", "bottleneck"),

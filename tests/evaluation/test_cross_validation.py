@@ -178,6 +178,8 @@ def test_all_folds_become_figures_and_an_ensemble(evaluated, runs, cases):
     held_out = read_held_out(runs[0] / "oof", references(cases))
     expected = sorted(c.probabilities[c.subtype] for c in held_out)
     assert own.conformity == pytest.approx(expected, abs=1e-6)
+    assert own.cases != other.cases, "each knows what it had not seen itself"
+    assert sorted(p[subtype] for p, subtype in own.answers) == pytest.approx(expected, abs=1e-6)
     assert read_calibration(runs[0] / "bundle") == Calibration(), "the runs stay as they were"
 
 

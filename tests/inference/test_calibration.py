@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from pancreas_mtl.inference.calibration import (
     Calibration,
     calibrated,
     conformal_set,
+    fit_ensemble_temperature,
+    fit_temperature,
     read_calibration,
     save_calibration,
     with_temperature,
@@ -43,6 +46,44 @@ def test_an_ensemble_averages_calibrated_probabilities():
     both = [Calibration(subtype_temperature=1.0), Calibration(subtype_temperature=2.0)]
     root = np.sqrt(raw[1]) / np.sqrt(raw[1]).sum()
     np.testing.assert_allclose(calibrated(raw, both), (raw[0] + root) / 2, rtol=1e-6)
+
+
+def models_of_the_same_cases(count, rng, cases="some", n=400):
+    """Models that err independently: their calibrations, and what they say of as many new cases."""
+    subtypes = rng.integers(3, size=2 * n)
+    raw = [answers(rng, subtypes, skill=0.7) for _ in range(count)]
+    calibrations = [
+        Calibration(
+            subtype_temperature=fit_temperature(p[:n], subtypes[:n]),
+            answers=tuple(zip(map(tuple, p[:n].tolist()), subtypes[:n].tolist(), strict=True)),
+            cases=cases,
+        )
+        for p in raw
+    ]
+    return calibrations, [p[n:] for p in raw], subtypes[n:]
+
+
+def test_models_of_the_same_cases_get_a_temperature_of_their_mean():
+    """The mean of calibrated models that contradict each other is too timid, on new cases too."""
+    calibrations, raw, subtypes = models_of_the_same_cases(4, np.random.default_rng(0))
+    temperature = fit_ensemble_temperature(calibrations)
+    mean, mended = (
+        calibrated(raw, calibrations),
+        calibrated(raw, calibrations, temperature=temperature),
+    )
+    confidence, is_right = mean.max(1).mean(), (mean.argmax(1) == subtypes).mean()
+    assert confidence < is_right - 0.1
+    assert mended.max(1).mean() == pytest.approx(is_right, abs=0.05)
+    assert temperature < 0.8
+    np.testing.assert_array_equal(mended.argmax(1), mean.argmax(1))
+
+
+def test_without_common_cases_there_is_nothing_to_fit():
+    (one, two), _, _ = models_of_the_same_cases(2, np.random.default_rng(0), n=50)
+    assert fit_ensemble_temperature([one, two]) != 1
+    assert fit_ensemble_temperature([one]) == 1
+    assert fit_ensemble_temperature([one, replace(two, cases="others")]) == 1
+    assert fit_ensemble_temperature([Calibration(), Calibration()]) == 1
 
 
 def test_a_single_models_set_is_the_quantile_rule():
@@ -126,12 +167,24 @@ def test_round_trip(tmp_path):
         coverage=0.9,
         conformity=(0.1, 0.5),
         fitted_on="2 validation cases",
+        answers=(((0.1, 0.9, 0.0), 0), ((0.3, 0.5, 0.2), 1)),
+        cases="a digest",
     )
     save_calibration(tmp_path, calibration)
     assert read_calibration(tmp_path) == calibration
 
 
-@pytest.mark.parametrize("content", ["", "[1]", json.dumps({"temperature": 2})])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[1]",
+        json.dumps({"temperature": 2}),
+        json.dumps({"answers": [[[0.5, 0.5], 1]]}),
+        json.dumps({"answers": [[[0.5, 0.3, 0.2], 3]]}),
+        json.dumps({"answers": [[[0.5, 0.3, "a"], 2]]}),
+    ],
+)
 def test_what_is_no_calibration_is_refused(tmp_path, content):
     (tmp_path / FILE).write_text(content)
     with pytest.raises(UsageError, match=r"calibration.json: not a calibration"):

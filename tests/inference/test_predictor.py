@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,10 +12,11 @@ from pancreas_mtl import Predictor
 from pancreas_mtl.data.images import read_image, read_mask
 from pancreas_mtl.errors import CaseError, UsageError
 from pancreas_mtl.inference.bundle import load_bundle
+from pancreas_mtl.inference.calibration import Calibration, save_calibration
 from pancreas_mtl.inference.engines import TorchEngine
 from pancreas_mtl.inference.pictures import write_preview
 from pancreas_mtl.inference.pipeline import nifti_source, predict_cases
-from pancreas_mtl.inference.predictor import PRESETS
+from pancreas_mtl.inference.predictor import PRESETS, Preset
 from pancreas_mtl.inference.writer import (
     JOURNAL,
     CaseRecord,
@@ -59,6 +61,24 @@ def test_an_ensemble_of_twins_is_the_single_model(bundle, predictor, image):
         alone.subtype_probabilities, together.subtype_probabilities, atol=1e-6
     )
     assert (alone.labels == together.labels).mean() > 0.98  # probabilities instead of logits
+
+
+def test_an_ensemble_calibrated_on_the_same_cases_sharpens_its_mean(bundle, image, tmp_path):
+    sure, unsure = (0.8, 0.1, 0.1), (0.2, 0.4, 0.4)  # of the first subtype, which is the true one
+    paths = [tmp_path / "a", tmp_path / "b"]
+    for path, order in zip(paths, (1, -1), strict=True):
+        shutil.copytree(bundle, path)
+        answers = tuple((p, 0) for p in (sure, unsure)[::order] * 20)
+        save_calibration(path, Calibration(answers=answers, cases="the same"))
+    settings = {"preset": "fast", "device": "cpu", "precision": "fp32"}
+    alone, together = (Predictor.from_bundle(m, **settings) for m in (paths[0], paths))
+    assert alone.ensemble_temperature == 1
+    assert together.ensemble_temperature == pytest.approx(0.25, rel=1e-3), "as sharp as may be"
+    mean = alone(image, SPACING).subtype_probabilities
+    np.testing.assert_allclose(
+        together(image, SPACING).subtype_probabilities, mean**4 / (mean**4).sum(), atol=1e-5
+    )
+    assert run_facts(together, {})["ensemble_temperature"] == together.ensemble_temperature
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 40, 30), (40, 3, 3)])
@@ -112,14 +132,16 @@ def test_a_network_trained_without_mirroring_sees_no_mirrored_image(bundle, imag
     np.testing.assert_array_equal(answers[0].labels, answers[1].labels)
 
 
-def test_fast_alone_shrinks_the_window_of_a_small_image(bundle, image, monkeypatch):
+def test_presets_pad_a_small_image_and_only_a_choice_without_padding_shrinks_the_window(
+    bundle, image, monkeypatch
+):
     sizes = []
     run = TorchEngine.__call__
     monkeypatch.setattr(
         TorchEngine, "__call__", lambda self, x: sizes.append(tuple(x.shape[2:])) or run(self, x)
     )
-    for preset in ("accurate", "fast"):
-        predictor = Predictor.from_bundle(bundle, preset=preset, device="cpu", precision="fp32")
+    for preset in (*PRESETS.values(), Preset(mirror_axes=(), pads=False)):
+        predictor = Predictor([load_bundle(bundle)], preset=preset, device="cpu", precision="fp32")
         predictor(image[:2, :3, :3], SPACING)
     *padded, shrunk = sizes
     assert set(padded) == {predictor.bundles[0].plan.patch_size}

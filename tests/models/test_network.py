@@ -48,6 +48,12 @@ def test_flat_loop_equals_monais_nested_network(plan, image):
     ours.segmentation_heads[0].load_state_dict(reference.output_block.state_dict())
     with torch.no_grad():
         torch.testing.assert_close(ours.window(image)[0], reference(image))
+    for network in (ours.train(), reference.train()):
+        answer = network(image) if network is reference else network.window(image)[0]
+        answer.square().mean().backward()
+    found, expected = (dict(one.input_block.named_parameters()) for one in (ours, reference))
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name].grad, weight.grad)
 
 
 def test_a_decoder_level_has_the_kernel_of_its_stage(plan):
