@@ -51,7 +51,7 @@ ELSEWHERE = {  # pages whose commands another test runs, and asserts that it run
 }
 OVERRIDES = {
     "train": TINY,
-    "predict": {"preset": "fast"},
+    "predict": {"preset": "single"},
     "phantom": SMALL,
     "preprocess": {key: TINY[key] for key in TINY if key.startswith(("plan", "workers", "paths"))},
     "sweep": TINY | {"sweep.trials": "1"},

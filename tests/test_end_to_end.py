@@ -109,7 +109,7 @@ def test_predict_evaluate_report(trained, tiny_quiz, tmp_path):
         f"model={trained / 'bundle'}",
         f"input={tiny_quiz / 'test'}",
         f"output_dir={predictions}",
-        "preset=fast",
+        "preset=single",
         "preview=true",
         "lesion_candidates=true",
         "attention=true",
@@ -172,7 +172,7 @@ def test_an_ensemble_predicts(trained, tiny_quiz, tmp_path):
         f"model=[{bundle},{bundle}]",
         f"input={tiny_quiz / 'test'}",
         f"output_dir={tmp_path / 'p'}",
-        "preset=fast",
+        "preset=single",
     )
     assert len(json.loads((tmp_path / "p" / "run.json").read_text())["bundles"]) == 2
 
@@ -188,7 +188,7 @@ def test_one_bad_case_among_many_gives_exit_code_1(trained, tiny_quiz, tmp_path)
         f"model={trained / 'bundle'}",
         f"input={folder}",
         f"output_dir={tmp_path / 'p'}",
-        "preset=fast",
+        "preset=single",
         code=1,
     )
     assert "bad_0000.nii.gz" in result.stderr.strip().splitlines()[-1]
@@ -367,7 +367,7 @@ def test_a_real_ct_keeps_its_geometry(trained, real_ct, tmp_path):
         f"model={trained / 'bundle'}",
         f"input={image}",
         f"output_dir={tmp_path / 'p'}",
-        "preset=fast",
+        "preset=single",
     )
     source, mask = nib.load(image), nib.load(tmp_path / "p" / "example_ct.nii.gz")
     assert mask.shape == source.shape
@@ -432,7 +432,7 @@ def test_one_real_ct_is_learned_by_heart(real_ct, tmp_path):
         f"model={tmp_path / 'run' / 'bundle'}",
         f"input={part / 'quiz_0_0_0000.nii.gz'}",
         f"output_dir={tmp_path / 'p'}",
-        "preset=fast",
+        "preset=single",
     )
     predicted = read_mask(tmp_path / "p" / "quiz_0_0.nii.gz").array > 0
     assert dsc(predicted, read_mask(part / "quiz_0_0.nii.gz").array > 0) >= 0.85

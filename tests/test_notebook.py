@@ -32,7 +32,7 @@ def run(source, names):
 @pytest.mark.slow
 def test_it_runs_and_draws_a_case(bundle, tiny_quiz, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    names = {"BUNDLE": str(bundle), "CASES": str(tiny_quiz / "test"), "PRESET": "fast"}
+    names = {"BUNDLE": str(bundle), "CASES": str(tiny_quiz / "test"), "PRESET": "single"}
     parameters, *rest = cells("code")
     assert parameters["metadata"]["tags"] == ["parameters"]
     assert {node.targets[0].id for node in ast.parse("".join(parameters["source"])).body} == set(

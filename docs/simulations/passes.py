@@ -1,4 +1,4 @@
-"""Passes of the network against DSC, to choose the preset `fast`.
+"""Passes of the network against DSC, to choose the presets `fast` and `single`.
 
     python docs/simulations/passes.py BUNDLE DATASET
 

@@ -45,7 +45,7 @@ from pancreas_mtl.types import (
 
 RESAMPLING_BYTES = 8.0  # a voxel, before and after one axis
 
-PresetName = Literal["accurate", "fast"]
+PresetName = Literal["accurate", "fast", "single"]
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,10 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "accurate": Preset(),
-    "fast": Preset(mirror_axes=()),
+    "fast": Preset(mirror_axes=(1, 2)),
+    "single": Preset(mirror_axes=()),
 }
+"""Eight passes, four or one; what the fewer cost is in `docs/performance.md`."""
 
 
 class Inferred(NamedTuple):

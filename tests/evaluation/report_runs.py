@@ -74,7 +74,7 @@ def write_predictions(folder, cases, *, seed=0, attention=True, candidates=False
         p = [round(value, 6) for value in rng.dirichlet((1, 1, 1)).tolist()]
         rows.append([f"{name}.nii.gz", *p, "0|2"])
         answers.append([f"{name}.nii.gz", int(np.argmax(p))])
-    record = {"schema": 1, "config": {"preset": "fast"}, "cases": entries, "failures": []}
+    record = {"schema": 1, "config": {"preset": "single"}, "cases": entries, "failures": []}
     (folder / "run.json").write_text(json.dumps(record))
     with (folder / "subtype_probabilities.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["Names", "p0", "p1", "p2", "conformal_set"], *rows])

@@ -36,7 +36,7 @@ def image():
 
 @pytest.fixture
 def predictor(bundle):
-    return Predictor.from_bundle(bundle, preset="fast", device="cpu", precision="fp32")
+    return Predictor.from_bundle(bundle, preset="single", device="cpu", precision="fp32")
 
 
 def test_answer_has_the_images_grid(predictor, image):
@@ -55,7 +55,7 @@ def test_mirroring_a_mirrored_image_changes_nothing(bundle, image):
 
 
 def test_an_ensemble_of_twins_is_the_single_model(bundle, predictor, image):
-    twins = Predictor.from_bundle([bundle, bundle], preset="fast", device="cpu", precision="fp32")
+    twins = Predictor.from_bundle([bundle, bundle], preset="single", device="cpu", precision="fp32")
     alone, together = predictor(image, SPACING), twins(image, SPACING)
     np.testing.assert_allclose(
         alone.subtype_probabilities, together.subtype_probabilities, atol=1e-6
@@ -70,7 +70,7 @@ def test_an_ensemble_calibrated_on_the_same_cases_sharpens_its_mean(bundle, imag
         shutil.copytree(bundle, path)
         answers = tuple((p, 0) for p in (sure, unsure)[::order] * 20)
         save_calibration(path, Calibration(answers=answers, cases="the same"))
-    settings = {"preset": "fast", "device": "cpu", "precision": "fp32"}
+    settings = {"preset": "single", "device": "cpu", "precision": "fp32"}
     alone, together = (Predictor.from_bundle(m, **settings) for m in (paths[0], paths))
     assert alone.ensemble_temperature == 1
     assert together.ensemble_temperature == pytest.approx(0.25, rel=1e-3), "as sharp as may be"
@@ -149,7 +149,7 @@ def test_presets_pad_a_small_image_and_only_a_choice_without_padding_shrinks_the
 
 
 def test_a_preset_that_is_none(bundle):
-    with pytest.raises(UsageError, match="preset=best: choose one of accurate, fast"):
+    with pytest.raises(UsageError, match="preset=best: choose one of accurate, fast, single"):
         Predictor.from_bundle(bundle, preset="best")
 
 
@@ -234,7 +234,7 @@ def test_the_files_of_a_case_equal_the_call_in_python(predictor, files, tmp_path
 def test_maps_and_previews_lie_beside_the_masks(bundle, files, tmp_path):
     predictor = Predictor.from_bundle(
         bundle,
-        preset="fast",
+        preset="single",
         device="cpu",
         precision="fp32",
         maps=["lesion_candidates", "attention"],
@@ -250,7 +250,7 @@ def test_maps_and_previews_lie_beside_the_masks(bundle, files, tmp_path):
         assert found.array.shape == mask.array.shape
         assert found.array.max() > 0
     assert (tmp_path / "previews" / "b.png").stat().st_size > 5_000
-    plain = Predictor.from_bundle(bundle, preset="fast", device="cpu", precision="fp32")
+    plain = Predictor.from_bundle(bundle, preset="single", device="cpu", precision="fp32")
     answer = plain.predict(read_image(files[0]))
     np.testing.assert_array_equal(mask.array, answer.labels)
     assert answer.maps == {}

@@ -81,7 +81,7 @@ def test_a_series_is_answered_in_nifti_and_the_same_in_dicom(model, real_ct, tmp
     import pydicom
 
     for kind in ("nifti", "dicom_seg"):
-        arguments = (f"model={model}", f"input={real_ct / 'dicom'}", "preset=fast")
+        arguments = (f"model={model}", f"input={real_ct / 'dicom'}", "preset=single")
         run("predict", *arguments, f"output_format={kind}", f"output_dir={tmp_path / kind}")
     (nifti,) = (tmp_path / "nifti").glob("*.nii.gz")
     mask = read_mask(nifti)

@@ -48,7 +48,7 @@ class Predicted(NamedTuple):
 
 
 def predict(bundle: Path, source: Path, folder: Path, *more: str) -> Predicted:
-    options = ("preset=fast", "device=cpu", "precision=fp32", *more)
+    options = ("preset=single", "device=cpu", "precision=fp32", *more)
     quoted = [f"{key}='{path}'" for key, path in (("input", source), ("output_dir", folder))]
     return Predicted(call("predict", f"model={bundle}", *quoted, *options), folder)
 

@@ -51,7 +51,7 @@ class BrightIsLesion:
 
 @pytest.fixture(scope="module")
 def predictor(model):
-    predictor = Predictor([load_bundle(model)], preset=PRESETS["fast"], device="cpu")
+    predictor = Predictor([load_bundle(model)], preset=PRESETS["single"], device="cpu")
     predictor.engines = [BrightIsLesion()]
     return predictor
 

@@ -32,7 +32,7 @@ from pancreas_mtl.inference import predictor
 from pancreas_mtl.inference.bundle import load_bundle
 from pancreas_mtl.inference.writer import open_output
 bundle, small, large, out = map(Path, sys.argv[1:])
-predictor = Predictor([load_bundle(bundle)], preset=PRESETS["fast"], device="cpu")
+predictor = Predictor([load_bundle(bundle)], preset=PRESETS["single"], device="cpu")
 open_output(out, "x", overwrite=False)
 for path in (small, large):
     (record,) = predict_cases(predictor, [nifti_source(path)], out)
