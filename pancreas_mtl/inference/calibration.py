@@ -88,7 +88,7 @@ def fit_ensemble_temperature(calibrations: Sequence[Calibration]) -> float:
         return 1.0
     subtypes = np.array([subtype for _, subtype in calibrations[0].answers], dtype=np.int64)
     raw = [np.array([p for p, _ in one.answers], dtype=np.float32) for one in calibrations]
-    return fit_temperature(calibrated(raw, calibrations), subtypes) if len(subtypes) else 1.0
+    return fit_temperature(calibrated(raw, calibrations), subtypes)
 
 
 def with_temperature(probabilities: FloatArray, temperature: float) -> FloatArray:
