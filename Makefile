@@ -109,15 +109,16 @@ bench: $(STAMP) $(NNUNET)/.ready  ## inference, data and training against stock 
 	$(BIN)/python -m pancreas_mtl.benchmark what=data
 	$(BIN)/python -m pancreas_mtl.benchmark what=train
 
-bench-accuracy: $(STAMP)  ## subtype heads on hard phantoms, three seeds each: hours on 2 cores
-	$(BIN)/python -m pancreas_mtl.bench_accuracy
+COMPARISON := heads
 
-HALF_HOUR := outputs/bench-accuracy/half_hour
+bench-accuracy: $(STAMP)  ## a COMPARISON of conf/comparison on hard phantoms, three seeds each: hours on 2 cores
+	$(BIN)/python -m pancreas_mtl.bench_accuracy comparison=$(COMPARISON)
+
+CONFIRMATION := outputs/bench-accuracy/confirmation
 
 bench-nnunet: $(STAMP) $(NNUNET)/.ready  ## half an hour of training for `balanced` and for nnU-Net v2, same phantoms and plan
-	$(BIN)/python -m pancreas_mtl.bench_accuracy comparison=heads only=[lesion] seeds=[0] \
-		'sizes.small=[budget=half_hour]' output_dir=$(HALF_HOUR)
-	$(BIN)/python docs/rivals/nnunet.py $(HALF_HOUR) lesion/seed0 --minutes 30 --venv $(NNUNET)
+	$(BIN)/python -m pancreas_mtl.bench_accuracy comparison=confirmation seeds=[0]
+	$(BIN)/python docs/rivals/nnunet.py $(CONFIRMATION) balanced/seed0 --minutes 30 --venv $(NNUNET)
 
 clean:  ## remove caches and outputs, but not .venv
 	rm -rf outputs multirun build .pytest_cache .mypy_cache .ruff_cache
