@@ -47,6 +47,7 @@ class Outcome:
     in_set: Array  # (N,), whether the conformal set holds the subtype; NaN without sets
     set_size: Array  # (N,)
     training_s: float
+    revision: str  # of the code that trained it; empty where git is not at hand
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,13 @@ def _read(trial: Trial, laboratory: Laboratory) -> Outcome:
             [without or (NUM_SUBTYPES if s is None else len(s)) for s in sets], dtype=np.float64
         ),
         training_s=seconds(trial, laboratory).get("train", np.nan),
+        revision=_revision(laboratory.folder(trial) / "run" / "run.json"),
     )
+
+
+def _revision(path: Path) -> str:
+    git = json.loads(path.read_text())["git"] if path.exists() else None
+    return str(git["label"]) if git else ""
 
 
 def summarise(outcomes: Sequence[Outcome], *, resamples: int = 2000) -> list[Line]:
@@ -229,7 +236,20 @@ def render_markdown(lines: Sequence[Line], outcomes: Sequence[Outcome], *, title
             parts.append("\n".join([f"| {' | '.join(cells)} |", "|---" * len(cells) + "|", *rows]))
     times = [f"{name} {np.mean(values):.0f}" for name, values in minutes.items()]
     parts.append(f"Minutes of training and validation: {', '.join(times)}.")
+    parts += _revisions(outcomes)
     return "\n\n".join(parts) + "\n"
+
+
+def _revisions(outcomes: Sequence[Outcome]) -> list[str]:
+    """Which code trained what, where it was not the same for all."""
+    trained: dict[str, list[str]] = {}
+    for one in outcomes:
+        if not one.trial.members:
+            trained.setdefault(one.revision or "unknown", []).append(one.trial.name)
+    if len(trained) < 2:
+        return []
+    groups = [f"{revision} ({', '.join(names)})" for revision, names in trained.items()]
+    return [f"Trained by different revisions of the code: {'; '.join(groups)}."]
 
 
 def _row(line: Line) -> str:

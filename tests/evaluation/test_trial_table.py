@@ -86,6 +86,7 @@ def test_the_interval_over_cases_has_the_width_of_the_standard_error():
         in_set=values,
         set_size=values,
         training_s=1.0,
+        revision="",
     )
     (line,) = [one for one in summarise([outcome]) if one.metric == "lesion_dsc"]
     low, high = line.ci95_cases
@@ -140,6 +141,20 @@ def test_the_table_names_every_configuration_and_seed(outcomes, tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == len(lines)
     assert rows[0]["seeds"] == "3"
+
+
+def test_different_revisions_of_the_code_are_told(tmp_path):
+    trials, laboratory = list_trials({"a": [], "b": []}, [0], []), Laboratory(tmp_path)
+    for trial, label in zip(trials, ("0af", "1be-dirty"), strict=True):
+        write_metrics(laboratory.folder(trial), 0.9, SUBTYPES)
+        run = laboratory.folder(trial) / "run"
+        run.mkdir()
+        (run / "run.json").write_text(json.dumps({"git": {"label": label}}))
+    outcomes = read_outcomes(trials, laboratory)
+    lines = summarise(outcomes, resamples=20)
+    text = render_markdown(lines, outcomes, title="ab")
+    assert "different revisions of the code: 0af (a/seed0); 1be-dirty (b/seed0)." in text
+    assert "revision" not in render_markdown(lines, outcomes[:1], title="ab")
 
 
 def test_no_finished_trial_gives_an_empty_table():
