@@ -4,7 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.ndimage import distance_transform_edt, uniform_filter
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.preprocessing import StandardScaler
 
+from pancreas_mtl.data.phantom import make_phantom
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.inference.calibration import (
     FILE,
@@ -17,6 +21,7 @@ from pancreas_mtl.inference.calibration import (
     save_calibration,
     with_temperature,
 )
+from pancreas_mtl.types import Label
 
 COVERAGE = 0.9
 
@@ -120,6 +125,46 @@ def test_coverage_lies_in_the_binomial_interval():
     exact = np.ceil(COVERAGE * 61) / 61  # what the rule promises for 60 cases
     low, high = stats.binom.interval(0.999, 1000, exact)
     assert low <= hits <= high
+
+
+def looks(case):
+    """HU and texture of a phantom's lesion in shells, of its surroundings and of the pancreas."""
+    image, lesion = case.image_hu.astype(np.float32), case.labels == Label.LESION
+    depth_mm = distance_transform_edt(lesion, case.spacing_mm)
+    depth_mm -= distance_transform_edt(~lesion, case.spacing_mm)
+    shells = [(depth_mm > low) & (depth_mm <= low + 2) for low in (-4, -2, 0, 2, 4)]
+    regions = [shell if shell.sum() > 5 else lesion for shell in shells]
+    regions.append(case.labels == Label.PANCREAS)
+    fine = (image - uniform_filter(image, 3))[lesion].std()
+    return [fine, *(measure(image[region]) for region in regions for measure in (np.mean, np.std))]
+
+
+@pytest.mark.slow
+def test_coverage_on_fresh_phantoms_lies_in_the_binomial_interval():
+    """Hard phantoms: 50 teach a discriminant, 50 others calibrate it, 100 fresh ones are answered.
+
+    One calibration has luck, which is larger than the 100 cases' own; so 50 draw lots anew.
+    """
+    cases = [make_phantom(11, n, difficulty="hard", size="small") for n in range(200)]
+    subtypes = np.array([case.subtype for case in cases])
+    features = StandardScaler().fit_transform([looks(case) for case in cases])
+    model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+    rng = np.random.default_rng(0)
+    hits, sizes = [], []
+    for _ in range(50):
+        known, held_out, fresh = np.split(rng.permutation(200), (50, 100))
+        model.fit(features[known], subtypes[known])
+        p = model.predict_proba(features).astype(np.float32)
+        calibration = replace(
+            conformity(p[held_out], subtypes[held_out]),
+            subtype_temperature=fit_temperature(p[held_out], subtypes[held_out]),
+        )
+        sets = [conformal_set([one], [calibration]) for one in p[fresh]]
+        hits.append(sum(s in found for s, found in zip(subtypes[fresh], sets, strict=True)))
+        sizes.append(np.mean([len(found) for found in sets]))
+    low, high = stats.binom.interval(0.95, 100, COVERAGE)
+    assert low <= np.mean(hits) <= high
+    assert np.mean(sizes) < 2.5  # not because they name every subtype
 
 
 def test_coverage_of_an_ensemble_of_folds_is_at_least_the_stated():
