@@ -38,10 +38,10 @@ demo: $(STAMP)  ## phantoms, training, prediction, evaluation, report: at most 1
 	$(BIN)/python -m pancreas_mtl.report runs=[$(DEMO)/run,$(DEMO)/evaluation] output_dir=$(DEMO)/report
 
 test: $(STAMP)  ## the whole test suite
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-fast: $(STAMP)  ## the tests that take seconds
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 fuzz: $(STAMP)  ## fuzz every reader of files for SECONDS each, 60 unless given
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[fuzz]'

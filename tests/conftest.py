@@ -86,7 +86,8 @@ def real_ct() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+    """Skip what needs a GPU where there is none; long tests first, so that none is waited for."""
+    items.sort(key=lambda item: "slow" not in item.keywords)
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

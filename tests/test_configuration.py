@@ -17,6 +17,7 @@ from pancreas_mtl.configuration import (
     read_file,
     unknown_key,
 )
+from pancreas_mtl.evaluation.trials import Laboratory, list_trials, steps
 from pancreas_mtl.help import help_text
 
 FILES = sorted(path for path in CONF_DIR.rglob("*.yaml") if "_global_" not in path.read_text())
@@ -94,14 +95,17 @@ def test_what_a_command_composes_has_no_unknown_key(command):
 
 
 @pytest.mark.parametrize("comparison", sorted(p.stem for p in (CONF_DIR / "comparison").glob("*")))
-def test_a_comparison_has_no_unknown_key(comparison):
+def test_a_comparison_and_its_trainings_have_no_unknown_key(comparison, tmp_path):
     config = composed("bench_accuracy", f"comparison={comparison}")
     assert config.configurations
     assert unknown_key(config, "bench_accuracy") is None
+    for trial in list_trials(config.configurations, [0], config.training):
+        train, *_ = steps(trial, Laboratory(tmp_path))
+        assert unknown_key(composed("train", *train.arguments[1:]), "train") is None, trial.name
 
 
 @pytest.mark.parametrize("experiment", sorted(p.stem for p in (CONF_DIR / "experiment").glob("*")))
-@pytest.mark.parametrize("budget", ["full", "minutes"])
+@pytest.mark.parametrize("budget", sorted(p.stem for p in (CONF_DIR / "budget").glob("*")))
 def test_an_experiment_has_no_unknown_key_in_any_budget(experiment, budget):
     config = composed("train", f"experiment={experiment}", f"budget={budget}")
     assert unknown_key(config, "train") is None

@@ -1,7 +1,9 @@
 """Against answers that nnU-Net itself gave, stored by make_nnunet_pair.py."""
 
 import json
+import logging
 import pickle
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,8 @@ from pancreas_mtl.inference.engines import make_engine
 from pancreas_mtl.inference.writer import NO_SUBTYPES, CaseRecord, close_output, run_facts
 from pancreas_mtl.interop.nnunet import import_nnunet
 from pancreas_mtl.interop.nnunet_plans import read_plan
+from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
+from pancreas_mtl.training.warm_start import WarmStart, warm_start
 
 STORED = Path(__file__).parent / "nnunet"
 MODELS = ("isotropic", "anisotropic")
@@ -43,6 +47,28 @@ def edit(path, **changes):
             inner = inner[parent]
         inner[last] = value
     path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_training_starts_from_an_imported_network(name, tmp_path, caplog):
+    """Its mask at once, with a subtype head that has still to learn."""
+    imported(STORED / name, tmp_path / "bundle")
+    bundle, answers = load_bundle(tmp_path / "bundle"), np.load(STORED / name / "answers.npz")
+    network = MultitaskUNet(bundle.plan, NetworkConfig())
+    config = WarmStart(pretrained=str(tmp_path / "bundle"))
+    with caplog.at_level(logging.INFO):
+        run = {"data": {"layout": "quiz", "root": "DIR"}, "fold": 0}
+        warm_start(network, config, bundle.plan, run=run)
+    taken = re.findall(r"(\w+) (\d+) of (\d+)", caplog.text)
+    assert [(part, got == wanted) for part, got, wanted in taken] == [
+        ("encoder", True),
+        ("decoder", True),
+        ("head", False),
+    ]
+    assert "not in the bundle, started at random: subtype_head.classify" in caplog.text
+    with torch.no_grad():
+        logits = network.eval().window(torch.from_numpy(answers["window"])[None, None])[0]
+    assert np.abs(logits[0].numpy() - answers["logits"]).max() < 1e-4
 
 
 @pytest.mark.parametrize("name", MODELS)
