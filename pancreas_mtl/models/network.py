@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from monai.networks.blocks.dynunet_block import UnetOutBlock, UnetUpBlock
+from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetOutBlock, UnetUpBlock
 from monai.networks.nets import DynUNet
 from torch import Tensor, nn
 
@@ -71,24 +71,18 @@ class MultitaskUNet(nn.Module):
 
     def __init__(self, plan: Plan, config: NetworkConfig) -> None:
         super().__init__()
-        unet = DynUNet(
-            spatial_dims=3,
-            in_channels=1,
-            out_channels=NUM_LABELS,
-            kernel_size=plan.kernels,
-            strides=plan.strides,
-            upsample_kernel_size=plan.strides[1:],
-            filters=plan.channels,
-            **STYLE,
+        stages = list(zip(plan.channels, plan.kernels, plan.strides, strict=True))
+        self.input_block, *downsamples, self.bottleneck = (
+            UnetBasicBlock(3, before, width, kernel, stride, **STYLE)
+            for before, (width, kernel, stride) in zip((1, *plan.channels), stages, strict=False)
         )
-        self.input_block = unet.input_block
-        self.downsamples = unet.downsamples
-        self.bottleneck = unet.bottleneck
+        self.downsamples = nn.ModuleList(downsamples)
         levels = zip(plan.channels[1:], plan.channels, plan.kernels, plan.strides[1:], strict=False)
         self.upsamples = nn.ModuleList(
-            UnetUpBlock(3, coarse, fine, kernel, stride, stride, **STYLE)
+            UnetUpBlock(3, coarse, fine, kernel, stride, stride, trans_bias=True, **STYLE)
             for coarse, fine, kernel, stride in reversed(list(levels))
-        ).apply(DynUNet.initialize_weights)  # deepest first
+        )  # deepest first
+        self.apply(DynUNet.initialize_weights)
         self.segmentation_heads = nn.ModuleList(
             UnetOutBlock(3, width, NUM_REGIONS if config.regions else NUM_LABELS)
             for width in plan.channels[:-1]

@@ -17,9 +17,8 @@ SLOPE = 0.01
 STYLE: dict[str, Any] = {
     "norm_name": ("INSTANCE_LEAKYRELU", {"affine": True}),
     "act_name": "NOTHING",  # the norm has done it
-    "trans_bias": True,
 }
-"""Of all of DynUNet's blocks, so that they are as nnU-Net has them."""
+"""Of all of MONAI's blocks, so that they are as nnU-Net has them."""
 
 
 class InstanceNormLeakyReLU(nn.InstanceNorm3d):
