@@ -75,7 +75,7 @@ def main():
     nnunet.add_trainer(ROOT / "docs" / "rivals" / f"{TRAINER}.py")
     copy_phantoms(data, home / "raw" / NAME)
     prepare(nnunet, data, laboratory.folder(trial) / "run" / "plan.json")
-    predictions = train_and_predict(nnunet, data / "test")
+    predictions = train_and_predict(nnunet, data / "test", options.device)
     results = home / "results" / NAME / MODEL
     described = ("-djfile", results / "dataset.json", "-pfile", results / "plans.json")
     nnunet("evaluate_folder", data / "references", predictions, *described, "-np", 1)
@@ -96,14 +96,14 @@ def prepare(nnunet, data, plan):
     write_splits(data, preprocessed / "splits_final.json")
 
 
-def train_and_predict(nnunet, images):
+def train_and_predict(nnunet, images, device):
     """The folder of its predictions, which is there when all of them are."""
     trainer, predictions = ("-tr", TRAINER), nnunet.home / "predictions"
     if not (nnunet.home / "results" / NAME / MODEL / "fold_0" / "checkpoint_final.pth").exists():
-        nnunet("train", ID, "3d_fullres", 0, *trainer, "-device", "cpu")
+        nnunet("train", ID, "3d_fullres", 0, *trainer, "-device", device)
     if not predictions.exists():
         given = ("-i", images, "-o", nnunet.home / "unfinished", "-d", ID, "-f", 0)
-        single = ("-npp", 1, "-nps", 1, "-device", "cpu")
+        single = ("-npp", 1, "-nps", 1, "-device", device)
         nnunet("predict", *given, "-c", "3d_fullres", *trainer, *single)
         (nnunet.home / "unfinished").rename(predictions)
     return predictions
@@ -115,6 +115,7 @@ def arguments():
     parser.add_argument("trial", help="whose plan and training time it gets, such as lesion/seed0")
     parser.add_argument("--minutes", type=float, default=0.0, help="another budget of training")
     parser.add_argument("--steps", type=int, default=50, help="of one of its epochs")
+    parser.add_argument("--device", default="cpu", help="or cuda")
     parser.add_argument("--venv", type=Path, default=Path(".nnunet"), help="where nnunetv2 is")
     return parser.parse_args()
 

@@ -54,6 +54,7 @@ def main(folder, configuration):
     truth = {one.name: one.subtype for one in read_references(data / "references")}
     test = [case for case in cases.values() if case.name in truth]
     references = np.array([truth[case.name] for case in test])
+    answers = []
     for seed in sorted((folder / "trials" / configuration).glob("seed*")):
         bundle = load_bundle(seed / "run" / "bundle")
         known, new = (
@@ -62,10 +63,20 @@ def main(folder, configuration):
         lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
         model = make_pipeline(StandardScaler(), lda)
         model.fit(known, [case.subtype for case in training])
-        answers = model.predict(new)
-        found = bootstrap_ci(macro_f1, references, answers, strata=references)
-        low, high = found.ci95
-        print(f"{configuration}/{seed.name}: macro-F1 {found.mean:.3f} [{low:.3f}, {high:.3f}]")
+        answers.append(model.predict(new))
+        show(f"{configuration}/{seed.name}", references, answers[-1:])
+    show(f"{configuration}, all seeds", references, answers)
+
+
+def show(what, references, answers):
+    """Macro-F1, the mean over trainings, with its interval over cases."""
+
+    def averaged(references, *answers):
+        return np.mean([macro_f1(references, one) for one in answers], axis=0)
+
+    found = bootstrap_ci(averaged, references, *answers, strata=references)
+    low, high = found.ci95
+    print(f"{what}: macro-F1 {found.mean:.3f} [{low:.3f}, {high:.3f}]", flush=True)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ def main(evaluation):
     drawn = (draws > p.cumsum(1)).sum(2).clip(max=p.shape[1] - 1)
     chance = [ece(subtypes, p) for subtypes in drawn]
     print(f"{len(p)} cases: ECE {ece(truth, p):.3f}")
-    print(f"calibrated: {np.mean(chance):.3f} on average, >= {np.quantile(chance, 0.9):.3f} in a tenth")
+    highest = np.quantile(chance, 0.9)
+    print(f"calibrated: {np.mean(chance):.3f} on average, >= {highest:.3f} in a tenth")
 
 
 if __name__ == "__main__":
