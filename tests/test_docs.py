@@ -25,7 +25,7 @@ from extras import PACKAGES
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from pancreas_mtl.models.classifiers import HEADS
+from pancreas_mtl.models.classifiers import HEADS, Grid
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig, reductions
 from pancreas_mtl.types import UNKNOWN, Evidence
 
@@ -405,7 +405,10 @@ def test_the_head_of_the_how_to_is_one(plan, monkeypatch):
     config = NetworkConfig(head="gap", stages=(0, 1), hidden=0, dropout=0.0)
     network = MultitaskUNet(plan, config).eval()
     network.subtype_head = names["PancreasHead"](
-        plan.channels, reductions(plan.strides), stages=(0, 1), hidden=0, dropout=0.0
+        Grid(plan.channels, tuple(reductions(plan.strides)), plan.spacing_mm),
+        stages=(0, 1),
+        hidden=0,
+        dropout=0.0,
     )
     left, right = torch.randn(2, 1, 1, 8, 16, 16)
     with torch.no_grad():

@@ -1,8 +1,9 @@
 """Subtype heads: what they gather from a window, and what they make of a case.
 
 Every head is two steps. `gather` pools the encoder's features over one window into `Evidence`,
-which adds up over windows; `forward` turns evidence into logits. Training calls both on a patch;
-prediction gathers over all windows of the case and classifies once. Both run in float32.
+which adds up over windows; `forward` turns evidence into features of the case, and these into
+logits. Training calls both on a patch; prediction gathers over all windows of the case and
+classifies once. Both run in float32.
 
 A head of your own: subclass `SubtypeHead`, add it to `HEADS`, and choose it by `model.head=NAME`.
 """
@@ -10,14 +11,35 @@ A head of your own: subclass `SubtypeHead`, add it to `HEADS`, and choose it by 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pancreas_mtl.types import NUM_SUBTYPES, Evidence, Label, Triple
+from pancreas_mtl.models.pooling import (
+    EPSILON,
+    NUM_MAPS,
+    NUM_SHELLS,
+    Standardise,
+    dilated,
+    reach_of,
+    shells,
+    texture,
+)
+from pancreas_mtl.types import NUM_SUBTYPES, Evidence, Label, Triple, TripleMm
 
-EPSILON = 1e-6
+LEAST_VOX = 0.5
+"""A region that has less of a case, in voxels, tells nothing of it."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What the stages look like; stage 0 has the image's grid."""
+
+    channels: tuple[int, ...]  # of every stage
+    reductions: tuple[Triple, ...]  # the factors by which a stage's grid is coarser
+    spacing_mm: TripleMm  # of the image
 
 
 class SubtypeHead(nn.Module):
@@ -25,8 +47,7 @@ class SubtypeHead(nn.Module):
 
     Args:
         stages: the encoder stages it reads, 0 being the finest; negative counts from the deepest.
-            (Subclasses also take the `channels` of every stage and its `reductions`, the factors
-            by which its grid is coarser than the input's.)
+            (Subclasses also take the `grid`: what the stages look like.)
         hidden: width of its one hidden layer; 0 makes it linear.
         dropout: on the features.
         num_features: F.
@@ -37,15 +58,17 @@ class SubtypeHead(nn.Module):
     ) -> None:
         super().__init__()
         self.stages = tuple(stages)
-        layers: list[nn.Module] = [nn.LayerNorm(num_features), nn.Dropout(dropout)]
+        self.standardise = Standardise(num_features)
+        layers: list[nn.Module] = [nn.Dropout(dropout)]
         if hidden:
             layers += [nn.Linear(num_features, hidden), nn.GELU(), nn.Dropout(dropout)]
         self.classify = nn.Sequential(*layers, nn.Linear(hidden or num_features, NUM_SUBTYPES))
 
-    def gather(self, features: Sequence[Tensor], probabilities: Tensor) -> Evidence:
+    def gather(self, image: Tensor, features: Sequence[Tensor], probabilities: Tensor) -> Evidence:
         """Pool one window.
 
         Args:
+            image: (B, 1, D, H, W), normalised.
             features: of every encoder stage, finest first, each (B, C, D, H, W).
             probabilities: of the labels at the finest stage, (B, C, D, H, W), float32, detached.
         """
@@ -53,7 +76,14 @@ class SubtypeHead(nn.Module):
 
     def forward(self, evidence: Evidence) -> Tensor:
         """Logits (B, S), float32, from the evidence of a window or of a whole case."""
-        return self.classify(evidence.sums.float() / evidence.weights.float().clamp_min(EPSILON))
+        weights = evidence.weights.float()
+        means = evidence.sums.float() / weights.clamp_min(EPSILON)
+        logits: Tensor = self.classify(self.standardise(self.describe(means), weights >= LEAST_VOX))
+        return logits
+
+    def describe(self, means: Tensor) -> Tensor:
+        """Features (B, F) from the weighted means that the evidence amounts to, (B, F)."""
+        return means
 
     def attention(self, features: Sequence[Tensor], probabilities: Tensor) -> Tensor:
         """Where the head looks: the weights of each average it takes, (B, R, D, H, W), >= 0.
@@ -69,16 +99,17 @@ class GapHead(SubtypeHead):
 
     def __init__(
         self,
-        channels: Sequence[int],
-        reductions: Sequence[Triple],
+        grid: Grid,
         *,
         stages: Sequence[int],
         hidden: int,
         dropout: float,
     ) -> None:
-        super().__init__(stages, sum(channels[s] for s in stages), hidden=hidden, dropout=dropout)
+        super().__init__(
+            stages, sum(grid.channels[s] for s in stages), hidden=hidden, dropout=dropout
+        )
 
-    def gather(self, features: Sequence[Tensor], probabilities: Tensor) -> Evidence:
+    def gather(self, image: Tensor, features: Sequence[Tensor], probabilities: Tensor) -> Evidence:
         """The mean over all voxels; every window counts once."""
         means = [features[s].float().mean(dim=(2, 3, 4)) for s in self.stages]
         sums = torch.cat(means, dim=1)
@@ -97,19 +128,18 @@ class AttentionHead(SubtypeHead):
 
     def __init__(
         self,
-        channels: Sequence[int],
-        reductions: Sequence[Triple],
+        grid: Grid,
         *,
         stages: Sequence[int],
         hidden: int,
         dropout: float,
         queries: int = 4,
     ) -> None:
-        width = queries * sum(channels[s] for s in stages)
+        width = queries * sum(grid.channels[s] for s in stages)
         super().__init__(stages, width, hidden=hidden, dropout=dropout)
-        self.queries = nn.ModuleList(nn.Conv3d(channels[s], queries, 1) for s in stages)
+        self.queries = nn.ModuleList(nn.Conv3d(grid.channels[s], queries, 1) for s in stages)
 
-    def gather(self, features: Sequence[Tensor], probabilities: Tensor) -> Evidence:
+    def gather(self, image: Tensor, features: Sequence[Tensor], probabilities: Tensor) -> Evidence:
         """Exponential scores times features, per query and stage."""
         sums, weights = [], []
         for stage, query in zip(self.stages, self.queries, strict=True):
@@ -134,48 +164,53 @@ class AttentionHead(SubtypeHead):
 
 
 class LesionHead(SubtypeHead):
-    """Means and spreads of features inside the predicted lesion, around it, and in the pancreas.
+    """The image and the encoder's features inside the predicted lesion, around it, and upstream.
 
-    Texture, border and upstream pancreas are what tells the subtypes apart, and they are fine:
-    so the shallow stages count. The regions are soft: probabilities, averaged to each stage's
-    grid. The spread is the standard deviation inside the lesion.
+    Texture, border and the pancreas are what tells the subtypes apart. The image itself is there
+    because the encoder's instance normalisation takes away how bright a window is: means of its
+    HU, detail and gradient in shells around the lesion's border, and in the pancreas. Of each
+    encoder stage: means inside the lesion, in a ring around it and in the pancreas, and the
+    standard deviation inside. Regions are soft: probabilities, averaged to each stage's grid.
     """
 
     def __init__(
         self,
-        channels: Sequence[int],
-        reductions: Sequence[Triple],
+        grid: Grid,
         *,
         stages: Sequence[int],
         hidden: int,
         dropout: float,
     ) -> None:
-        self.widths = [4 * channels[s] for s in stages]  # three regions and the squares
-        super().__init__(stages, sum(self.widths), hidden=hidden, dropout=dropout)
-        self.reductions = [reductions[s] for s in stages]
+        self.widths = [4 * grid.channels[s] for s in stages]  # three regions and the squares
+        self.looks = NUM_MAPS * (NUM_SHELLS + 1)
+        num_features = self.looks + sum(self.widths)
+        super().__init__(stages, num_features, hidden=hidden, dropout=dropout)
+        self.reductions = [grid.reductions[s] for s in stages]
+        self.reach = reach_of(grid.spacing_mm)
 
-    def gather(self, features: Sequence[Tensor], probabilities: Tensor) -> Evidence:
-        """Weighted sums per stage and region, then of squares inside the lesion."""
-        sums, weights = [], []
+    def gather(self, image: Tensor, features: Sequence[Tensor], probabilities: Tensor) -> Evidence:
+        """Weighted sums of the image's maps, then per stage and region, then of squares."""
+        pools = [_pool(texture(image.float()), self._surroundings(probabilities))]
         for stage, reduction in zip(self.stages, self.reductions, strict=True):
-            feature = features[stage].float().flatten(2)  # (B, C, N)
-            region = self._regions(probabilities, reduction).flatten(2)  # (B, 3, N)
-            pooled = torch.einsum("brn,bcn->brc", region, feature)
-            squares = torch.einsum("bn,bcn->bc", region[:, 0], feature**2)
-            mass = region.sum(2)[:, [0, 1, 2, 0]]
-            sums += [pooled.flatten(1), squares]
-            weights.append(mass.repeat_interleave(feature.shape[1], dim=1))
+            feature = features[stage].float()
+            region = self._regions(probabilities, reduction)
+            pools += [_pool(feature, region), _pool(feature**2, region[:, :1])]
+        sums, weights = zip(*pools, strict=True)
         return Evidence(torch.cat(sums, 1), torch.cat(weights, 1))
 
-    def forward(self, evidence: Evidence) -> Tensor:
-        """Logits (B, S); the mean of squares becomes the standard deviation first."""
-        mean = evidence.sums.float() / evidence.weights.float().clamp_min(EPSILON)
-        blocks = []
-        for block in mean.split(self.widths, dim=1):
+    def describe(self, means: Tensor) -> Tensor:
+        """The means of squares become standard deviations."""
+        look, *blocks = means.split([self.looks, *self.widths], dim=1)
+        described = [look]
+        for block in blocks:
             lesion, ring, pancreas, squares = block.chunk(4, dim=1)
             spread = (squares - lesion**2).clamp_min(EPSILON).sqrt()
-            blocks += [lesion, ring, pancreas, spread]
-        return self.classify(torch.cat(blocks, 1))
+            described += [lesion, ring, pancreas, spread]
+        return torch.cat(described, 1)
+
+    def _surroundings(self, probabilities: Tensor) -> Tensor:
+        around = shells(probabilities[:, Label.LESION, None], self.reach)
+        return torch.cat([around, probabilities[:, Label.PANCREAS, None]], 1)  # (B, 8, D, H, W)
 
     def _regions(self, probabilities: Tensor, reduction: Triple) -> Tensor:
         pooled = F.avg_pool3d(probabilities, reduction)
@@ -184,21 +219,17 @@ class LesionHead(SubtypeHead):
         return torch.cat([lesion, dilated(lesion) - lesion, pancreas], 1)  # (B, 3, D, H, W)
 
     def attention(self, features: Sequence[Tensor], probabilities: Tensor) -> Tensor:
-        """Lesion, ring and pancreas of every stage."""
+        """The surroundings of the lesion, then lesion, ring and pancreas of every stage."""
         regions = [self._regions(probabilities, reduction) for reduction in self.reductions]
-        return torch.cat([F.interpolate(r, probabilities.shape[2:]) for r in regions], 1)
+        coarse = [F.interpolate(r, probabilities.shape[2:]) for r in regions]
+        return torch.cat([self._surroundings(probabilities), *coarse], 1)
 
 
-def dilated(region: Tensor) -> Tensor:
-    """The largest of each voxel's 3 x 3 x 3 neighbours and itself, axis by axis; values >= 0.
-
-    What a max-pool of stride 1 gives, in a tenth of the time on a CPU.
-    """
-    for axis in range(3):
-        margins = [0] * 2 * axis
-        before, after = F.pad(region, [*margins, 1, -1]), F.pad(region, [*margins, -1, 1])
-        region = torch.maximum(region, torch.maximum(before, after))
-    return region
+def _pool(values: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of values (B, C, D, H, W) over regions (B, R, D, H, W), (B, R * C); their weights."""
+    sums = torch.einsum("brn,bcn->brc", regions.flatten(2), values.flatten(2))
+    mass = regions.flatten(2).sum(2)
+    return sums.flatten(1), mass.repeat_interleave(values.shape[1], dim=1)
 
 
 class NoHead(nn.Module):
@@ -207,7 +238,7 @@ class NoHead(nn.Module):
     It cannot be trained, so `HEADS` leaves it out.
     """
 
-    def gather(self, features: Sequence[Tensor], probabilities: Tensor) -> Evidence:
+    def gather(self, image: Tensor, features: Sequence[Tensor], probabilities: Tensor) -> Evidence:
         """Nothing, (B, 0)."""
         nothing = probabilities.new_zeros(probabilities.shape[0], 0)
         return Evidence(nothing, nothing)

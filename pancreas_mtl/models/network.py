@@ -19,7 +19,7 @@ from monai.networks.nets import DynUNet
 from torch import Tensor, nn
 
 from pancreas_mtl.errors import UsageError
-from pancreas_mtl.models.classifiers import HEADS, NoHead, SubtypeHead
+from pancreas_mtl.models.classifiers import HEADS, Grid, NoHead, SubtypeHead
 from pancreas_mtl.models.norm_act import STYLE
 from pancreas_mtl.models.regions import label_logits
 from pancreas_mtl.types import (
@@ -113,14 +113,14 @@ class MultitaskUNet(nn.Module):
         """
         features = self.encode(image)
         segmentation = self.decode(features, levels=len(self.segmentation_heads))
-        evidence = self.gather(features, self.as_labels(segmentation[0]), guide)
+        evidence = self.gather(image, features, self.as_labels(segmentation[0]), guide)
         return MultitaskOutput(segmentation, self.classify(evidence), evidence)
 
     def window(self, image: Tensor) -> tuple[Tensor, Evidence]:
         """What prediction needs of one window: logits (B, C, D, H, W) and evidence."""
         features = self.encode(image)
         logits = self.as_labels(*self.decode(features, levels=1))
-        return logits, self.gather(features, logits)
+        return logits, self.gather(image, features, logits)
 
     def look(self, image: Tensor) -> tuple[Tensor, Evidence, Tensor]:
         """The same, and the head's pooling weights (B, R, D, H, W), float32."""
@@ -128,7 +128,7 @@ class MultitaskUNet(nn.Module):
         logits = self.as_labels(*self.decode(features, levels=1))
         with torch.autocast(logits.device.type, enabled=False):
             weights = self.subtype_head.attention(features, logits.float().softmax(dim=1))
-        return logits, self.gather(features, logits), weights
+        return logits, self.gather(image, features, logits), weights
 
     def encode(self, image: Tensor) -> list[Tensor]:
         """Features of every stage, finest first."""
@@ -152,7 +152,11 @@ class MultitaskUNet(nn.Module):
         return label_logits(logits) if self.regions else logits
 
     def gather(
-        self, features: Sequence[Tensor], logits: Tensor, guide: Tensor | None = None
+        self,
+        image: Tensor,
+        features: Sequence[Tensor],
+        logits: Tensor,
+        guide: Tensor | None = None,
     ) -> Evidence:
         """The subtype head's evidence in float32; the mask it looks through has no gradient."""
         if self.detach_head:
@@ -162,7 +166,7 @@ class MultitaskUNet(nn.Module):
             if guide is not None:
                 given = F.one_hot(guide[:, 0].clamp_min(0).long(), NUM_LABELS).movedim(-1, 1)
                 probabilities = torch.where(guide == UNKNOWN, probabilities, given.float())
-            evidence: Evidence = self.subtype_head.gather(features, probabilities)
+            evidence: Evidence = self.subtype_head.gather(image, features, probabilities)
         return evidence
 
     def classify(self, evidence: Evidence) -> Tensor:
@@ -186,8 +190,7 @@ def build_head(plan: Plan, config: NetworkConfig) -> SubtypeHead | NoHead:
             f"0 to {depth - 1}"
         )
     return HEADS[config.head](
-        plan.channels,
-        reductions(plan.strides),
+        Grid(tuple(plan.channels), tuple(reductions(plan.strides)), plan.spacing_mm),
         stages=config.stages,
         hidden=config.hidden,
         dropout=config.dropout,

@@ -25,20 +25,20 @@ def test_all_weights_of_an_equal_network_are_taken(bundle, network, plan, caplog
         warm_start(fresh, WarmStart(pretrained=str(bundle)), plan, run=RUN)
     for name, value in network.state_dict().items():
         torch.testing.assert_close(fresh.state_dict()[name], value)
-    assert "encoder 18 of 18, decoder 20 of 20, head 6 of 6" in caplog.text
+    assert "encoder 18 of 18, decoder 20 of 20, head 7 of 7" in caplog.text
     assert all(parameter.requires_grad for parameter in fresh.parameters())
 
 
 def test_what_does_not_fit_is_listed_and_left_as_it_was(bundle, plan, caplog):
     fresh = other(plan, NetworkConfig(head="gap", stages=(-1,), hidden=0))
-    before = fresh.subtype_head.classify[2].weight.clone()
+    before = fresh.subtype_head.classify[1].weight.clone()
     with caplog.at_level(logging.INFO):
         coarse = replace(plan, spacing_mm=(1, 1, 1))
         warm_start(fresh, WarmStart(pretrained=str(bundle)), coarse, run=RUN)
-    assert torch.equal(fresh.subtype_head.classify[2].weight, before)
-    assert "head 0 of 4" in caplog.text
-    assert "not taken, of another shape: subtype_head.classify.0.weight" in caplog.text
-    assert "of the bundle, not in this network: subtype_head.classify.5.weight" in caplog.text
+    assert torch.equal(fresh.subtype_head.classify[1].weight, before)
+    assert "head 0 of 5" in caplog.text
+    assert "not taken, of another shape: subtype_head.standardise.mean" in caplog.text
+    assert "of the bundle, not in this network: subtype_head.classify.4.weight" in caplog.text
     assert "another spacing" in caplog.text
 
 
