@@ -54,18 +54,23 @@ def main(folder, configuration):
     truth = {one.name: one.subtype for one in read_references(data / "references")}
     test = [case for case in cases.values() if case.name in truth]
     references = np.array([truth[case.name] for case in test])
-    answers = []
+    answers = {"image": [], "encoder": [], "both": []}
     for seed in sorted((folder / "trials" / configuration).glob("seed*")):
         bundle = load_bundle(seed / "run" / "bundle")
         known, new = (
             np.stack([pooled(bundle, c.image) for c in part]) for part in (training, test)
         )
-        lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
-        model = make_pipeline(StandardScaler(), lda)
-        model.fit(known, [case.subtype for case in training])
-        answers.append(model.predict(new))
-        show(f"{configuration}/{seed.name}", references, answers[-1:])
-    show(f"{configuration}, all seeds", references, answers)
+        looks = bundle.network.subtype_head.looks
+        for what, part in zip(
+            answers, (slice(looks), slice(looks, None), slice(None)), strict=True
+        ):
+            lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+            model = make_pipeline(StandardScaler(), lda)
+            model.fit(known[:, part], [case.subtype for case in training])
+            answers[what].append(model.predict(new[:, part]))
+            show(f"{configuration}/{seed.name}, {what}", references, answers[what][-1:])
+    for what, several in answers.items():
+        show(f"{configuration}, {what}, all seeds", references, several)
 
 
 def show(what, references, answers):
