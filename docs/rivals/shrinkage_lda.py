@@ -2,11 +2,12 @@
 
     python docs/rivals/shrinkage_lda.py outputs/bench-accuracy/small mask_only
 
-takes the networks of one configuration of `bench_accuracy`, pools what its head would see in each
-of fold 0's training cases, fits linear discriminants with Ledoit and Wolf's shrinkage, and answers
-for the test cases. `mask_only` never saw a subtype; but its features of the training cases come
-from masks that it has learned by heart, unlike those of the test cases: a handicap that joint
-training does not have. Needs scikit-learn, which is among the tools of development.
+takes the networks of one configuration of `bench_accuracy`, pools what its lesion head would see in
+each of fold 0's training cases, fits linear discriminants with Ledoit and Wolf's shrinkage to the
+image's features, the encoder's, and both, and answers for the test cases. `mask_only` never saw a
+subtype; but its features of the training cases come from masks that it has learned by heart, unlike
+those of the test cases: a handicap that joint training does not have. Needs scikit-learn, which is
+among the tools of development.
 """
 
 import sys
@@ -61,9 +62,8 @@ def main(folder, configuration):
             np.stack([pooled(bundle, c.image) for c in part]) for part in (training, test)
         )
         looks = bundle.network.subtype_head.looks
-        for what, part in zip(
-            answers, (slice(looks), slice(looks, None), slice(None)), strict=True
-        ):
+        parts = (slice(looks), slice(looks, None), slice(None))
+        for what, part in zip(answers, parts, strict=True):
             lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
             model = make_pipeline(StandardScaler(), lda)
             model.fit(known[:, part], [case.subtype for case in training])
