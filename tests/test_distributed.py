@@ -31,7 +31,9 @@ def test_metrics_over_all_ranks_are_those_of_one_process(trainings):
     alone, together = last_row(folder / "alone"), last_row(folder / "together")
     validation = [key for key in alone if key.startswith("val/")]
     assert len(validation) >= 5
-    assert [alone[key] for key in validation] == [together[key] for key in validation]
+    # what standardises the head's features has learned from other patches
+    found, expected = ([float(row[key]) for key in validation] for row in (together, alone))
+    assert found == pytest.approx(expected, abs=1e-3)
 
 
 def test_an_epoch_has_as_many_steps_of_as_many_patches_per_rank(trainings):

@@ -390,6 +390,7 @@ def test_a_real_ct_keeps_its_geometry(trained, real_ct, tmp_path):
         np.testing.assert_array_equal(mask.header[key], source.header[key], err_msg=key)
 
 
+@pytest.mark.slow
 def test_one_real_ct_is_learned_by_heart(real_ct, tmp_path):
     """Plumbing on real voxels: six copies of one crop, of which one validates; no claim beyond."""
     image, mask = nib.load(real_ct / "example_ct.nii.gz"), nib.load(real_ct / "pancreas.nii.gz")

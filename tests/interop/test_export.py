@@ -43,7 +43,7 @@ AXIS_CODES = ("A", "R", "S")
 @pytest.fixture(scope="module")
 def model(plan, tmp_path_factory):
     """A bundle with a calibration that changes its answers."""
-    torch.manual_seed(2)
+    torch.manual_seed(3)
     folder = tmp_path_factory.mktemp("model") / "bundle"
     network = MultitaskUNet(plan, NetworkConfig(**MODEL | {"stages": (0, 1)}))
     calibration = Calibration(subtype_temperature=1.7, lesion_bias=-0.1, largest_lesion=True)
