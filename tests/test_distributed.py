@@ -31,9 +31,10 @@ def test_metrics_over_all_ranks_are_those_of_one_process(trainings):
     alone, together = last_row(folder / "alone"), last_row(folder / "together")
     validation = [key for key in alone if key.startswith("val/")]
     assert len(validation) >= 5
-    # what standardises the head's features has learned from other patches
-    found, expected = ([float(row[key]) for key in validation] for row in (together, alone))
-    assert found == pytest.approx(expected, abs=1e-3)
+    for key in validation:
+        # the masks are the same; what standardises the head's features learned from other patches
+        tolerance = 0 if "dsc" in key else 0.01
+        assert float(together[key]) == pytest.approx(float(alone[key]), abs=tolerance), key
 
 
 def test_an_epoch_has_as_many_steps_of_as_many_patches_per_rank(trainings):
