@@ -141,13 +141,11 @@ class AttentionHead(SubtypeHead):
 
     def gather(self, image: Tensor, features: Sequence[Tensor], probabilities: Tensor) -> Evidence:
         """Exponential scores times features, per query and stage."""
-        sums, weights = [], []
+        pools = []
         for stage, query in zip(self.stages, self.queries, strict=True):
             feature = features[stage].float()
-            score = self._scores(feature, query)
-            sums.append(torch.einsum("bqn,bcn->bqc", score, feature.flatten(2)).flatten(1))
-            weights.append(score.sum(2).repeat_interleave(feature.shape[1], dim=1))
-        return Evidence(torch.cat(sums, 1), torch.cat(weights, 1))
+            pools.append(_pool(feature, self._scores(feature, query)))
+        return _side_by_side(pools)
 
     def attention(self, features: Sequence[Tensor], probabilities: Tensor) -> Tensor:
         """The scores of every stage and query."""
@@ -195,8 +193,7 @@ class LesionHead(SubtypeHead):
             feature = features[stage].float()
             region = self._regions(probabilities, reduction)
             pools += [_pool(feature, region), _pool(feature**2, region[:, :1])]
-        sums, weights = zip(*pools, strict=True)
-        return Evidence(torch.cat(sums, 1), torch.cat(weights, 1))
+        return _side_by_side(pools)
 
     def describe(self, means: Tensor) -> Tensor:
         """The means of squares become standard deviations."""
@@ -225,11 +222,17 @@ class LesionHead(SubtypeHead):
         return torch.cat([self._surroundings(probabilities), *coarse], 1)
 
 
-def _pool(values: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of values (B, C, D, H, W) over regions (B, R, D, H, W), (B, R * C); their weights."""
-    sums = torch.einsum("brn,bcn->brc", regions.flatten(2), values.flatten(2))
-    mass = regions.flatten(2).sum(2)
-    return sums.flatten(1), mass.repeat_interleave(values.shape[1], dim=1)
+def _pool(values: Tensor, regions: Tensor) -> Evidence:
+    """Sums of values (B, C, ...) over soft regions (B, R, ...), (B, R * C), and their weights."""
+    values, regions = values.flatten(2), regions.flatten(2)
+    sums = torch.einsum("brn,bcn->brc", regions, values).flatten(1)
+    return Evidence(sums, regions.sum(2).repeat_interleave(values.shape[1], dim=1))
+
+
+def _side_by_side(parts: Sequence[Evidence]) -> Evidence:
+    """The evidence of several pools as one, (B, F)."""
+    sums, weights = zip(*parts, strict=True)
+    return Evidence(torch.cat(sums, 1), torch.cat(weights, 1))
 
 
 class NoHead(nn.Module):
