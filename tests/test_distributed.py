@@ -31,10 +31,7 @@ def test_metrics_over_all_ranks_are_those_of_one_process(trainings):
     alone, together = last_row(folder / "alone"), last_row(folder / "together")
     validation = [key for key in alone if key.startswith("val/")]
     assert len(validation) >= 5
-    for key in validation:
-        # the masks are the same; what standardises the head's features learned from other patches
-        tolerance = 0 if "dsc" in key else 0.01
-        assert float(together[key]) == pytest.approx(float(alone[key]), abs=tolerance), key
+    assert [alone[key] for key in validation] == [together[key] for key in validation]
 
 
 def test_an_epoch_has_as_many_steps_of_as_many_patches_per_rank(trainings):

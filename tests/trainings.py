@@ -204,7 +204,7 @@ class Trainings:
         return {"first": first, "second": second, "again": [watch(process) for process in again]}
 
     def nothing_learned(self) -> list[str]:
-        rates = ["optimizer.lr=0", "optimizer.head_lr=0"]
+        rates = ["optimizer.lr=0", "optimizer.head_lr=0", "model.freeze=[head]"]
         return [*rates, "trainer.max_epochs=1", *TENSORBOARD]
 
     def ranks(self, name: str, *more: str) -> list[Process]:

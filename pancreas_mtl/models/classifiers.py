@@ -78,7 +78,9 @@ class SubtypeHead(nn.Module):
         """Logits (B, S), float32, from the evidence of a window or of a whole case."""
         weights = evidence.weights.float()
         means = evidence.sums.float() / weights.clamp_min(EPSILON)
-        logits: Tensor = self.classify(self.standardise(self.describe(means), weights >= LEAST_VOX))
+        learn = self.classify[-1].weight.requires_grad  # a frozen head stays as it is
+        features = self.standardise(self.describe(means), weights >= LEAST_VOX, learn=bool(learn))
+        logits: Tensor = self.classify(features)
         return logits
 
     def describe(self, means: Tensor) -> Tensor:

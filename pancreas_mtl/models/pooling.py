@@ -39,9 +39,12 @@ class Standardise(nn.Module):
         self.register_buffer("square", torch.ones(num_features))
         self.register_buffer("batches", torch.zeros(num_features))
 
-    def forward(self, features: Tensor, known: Tensor) -> Tensor:
-        """Standardised features (B, F); `known` is as large, and bool."""
-        if self.training:
+    def forward(self, features: Tensor, known: Tensor, *, learn: bool = True) -> Tensor:
+        """Standardised features (B, F); `known` is as large, and bool.
+
+        With `learn`, training goes on with the running mean and spread.
+        """
+        if self.training and learn:
             self._learn(features.detach(), known)
         spread = (self.square - self.mean**2).clamp_min(EPSILON).sqrt()
         standard = ((features - self.mean) / spread).clamp(-self.LIMIT, self.LIMIT)

@@ -66,5 +66,7 @@ def test_unknown_and_broken_features_are_not_learned():
     assert standardise.mean[0] > 0
     assert standardise.mean[1:].tolist() == [0, 0]
     before = standardise.mean.clone()
+    standardise(x, known, learn=False)
+    assert torch.equal(standardise.mean, before), "nor does what is frozen"
     standardise.eval()(x, known)
     assert torch.equal(standardise.mean, before), "prediction learns nothing"
