@@ -106,6 +106,11 @@ class Plan:
     strides: tuple[Triple, ...]
     intensity: Intensity
 
+    @property
+    def reductions(self) -> tuple[Triple, ...]:
+        """By how much each stage's grid is coarser than the patch's, finest first."""
+        return tuple((d, h, w) for d, h, w in np.cumprod(self.strides, axis=0).tolist())
+
 
 class Batch(NamedTuple):
     """Patches (or one whole case) with their labels, ready for the network.

@@ -25,8 +25,8 @@ from extras import PACKAGES
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from pancreas_mtl.models.classifiers import HEADS, Grid
-from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig, reductions
+from pancreas_mtl.models.classifiers import HEADS
+from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
 from pancreas_mtl.types import UNKNOWN, Evidence
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -405,7 +405,7 @@ def test_the_head_of_the_how_to_is_one(plan, monkeypatch):
     config = NetworkConfig(head="gap", stages=(0, 1), hidden=0, dropout=0.0)
     network = MultitaskUNet(plan, config).eval()
     network.subtype_head = names["PancreasHead"](
-        Grid(plan.channels, tuple(reductions(plan.strides)), plan.spacing_mm),
+        plan,
         stages=(0, 1),
         hidden=0,
         dropout=0.0,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pancreas_mtl.inference.windows import window_size
-from pancreas_mtl.models.network import MultitaskUNet, reductions
+from pancreas_mtl.models.network import MultitaskUNet
 from pancreas_mtl.types import Evidence, Plan
 
 INPUT_NAME = "image"
@@ -63,5 +63,5 @@ class ExportableClassifier(nn.Module):
 
 def example_image(plan: Plan) -> Tensor:
     """The smallest input (1, 1, D, H, W) that the plan's network takes, to trace with."""
-    size = window_size((1, 1, 1), plan.patch_size, reductions(plan.strides)[-1])
+    size = window_size((1, 1, 1), plan.patch_size, plan.reductions[-1])
     return torch.zeros(1, 1, *size)

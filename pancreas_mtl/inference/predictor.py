@@ -33,7 +33,6 @@ from pancreas_mtl.inference.maps import maps_at
 from pancreas_mtl.inference.postprocess import clean_up, labels_at
 from pancreas_mtl.inference.scores import ModelScores
 from pancreas_mtl.inference.windows import MIRROR_AXES, WindowScores
-from pancreas_mtl.models.network import reductions
 from pancreas_mtl.types import (
     CasePrediction,
     FloatArray,
@@ -238,7 +237,7 @@ class Predictor:
             engine,
             torch.from_numpy(image).to(engine.device),
             patch_size=bundle.plan.patch_size,
-            divisor=None if self.preset.pads else reductions(bundle.plan.strides)[-1],
+            divisor=None if self.preset.pads else bundle.plan.reductions[-1],
             step=self.preset.step,
             mirror_axes=[axis for axis in self.preset.mirror_axes if axis in bundle.mirror_axes],
             look=engine.look if looks else None,

@@ -13,7 +13,6 @@ from torch import Tensor
 from pancreas_mtl.errors import CaseError
 from pancreas_mtl.inference.bundle import Bundle
 from pancreas_mtl.inference.exportable import ExportableClassifier, ExportableWindow
-from pancreas_mtl.models.network import reductions
 
 TOLERANCE = 1e-4
 """Largest difference allowed, as a share of the answer's largest magnitude (but at least of 1)."""
@@ -66,7 +65,7 @@ def check_networks(bundle: Bundle, window: Run, classifier: Run | None) -> dict[
 
 def sample_shapes(bundle: Bundle) -> list[tuple[int, int, int, int, int]]:
     """Two of the smallest windows at once, one with other sizes, and the plan's patch."""
-    a, b, c = reductions(bundle.plan.strides)[-1]
+    a, b, c = bundle.plan.reductions[-1]
     return [
         (2, 1, 2 * a, 2 * b, 2 * c),
         (1, 1, 2 * a, 3 * b, 4 * c),

@@ -13,14 +13,13 @@ from pancreas_mtl.inference.exportable import (
     ExportableClassifier,
     ExportableWindow,
 )
-from pancreas_mtl.models.network import reductions
 
 AXES = ("depth", "height", "width")
 
 
 def trace_window(bundle: Bundle) -> ExportedProgram:
     """`ExportableWindow`: batch free; D, H, W any multiples of the plan's strides, from two up."""
-    divisor = reductions(bundle.plan.strides)[-1]
+    divisor = bundle.plan.reductions[-1]
     sizes = {
         axis: Dim(name, min=2) if k == 1 else k * Dim(f"{name}_strides", min=2)
         for axis, (name, k) in enumerate(zip(AXES, divisor, strict=True), start=2)
@@ -34,7 +33,7 @@ def trace_classifier(bundle: Bundle) -> ExportedProgram:
     """`ExportableClassifier`: any number of views."""
     with torch.inference_mode():
         _, sums, weights = ExportableWindow(bundle.network)(
-            torch.zeros(2, 1, *(2 * k for k in reductions(bundle.plan.strides)[-1]))
+            torch.zeros(2, 1, *(2 * k for k in bundle.plan.reductions[-1]))
         )
     views = {0: Dim("views", min=1)}
     evidence = (sums.clone(), weights.clone())

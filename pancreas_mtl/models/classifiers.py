@@ -11,7 +11,6 @@ A head of your own: subclass `SubtypeHead`, add it to `HEADS`, and choose it by 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -27,19 +26,10 @@ from pancreas_mtl.models.pooling import (
     shells,
     texture,
 )
-from pancreas_mtl.types import NUM_SUBTYPES, Evidence, Label, Triple, TripleMm
+from pancreas_mtl.types import NUM_SUBTYPES, Evidence, Label, Plan, Triple
 
 LEAST_VOX = 0.5
 """A region that has less of a case, in voxels, tells nothing of it."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """What the stages look like; stage 0 has the image's grid."""
-
-    channels: tuple[int, ...]  # of every stage
-    reductions: tuple[Triple, ...]  # the factors by which a stage's grid is coarser
-    spacing_mm: TripleMm  # of the image
 
 
 class SubtypeHead(nn.Module):
@@ -47,7 +37,7 @@ class SubtypeHead(nn.Module):
 
     Args:
         stages: the encoder stages it reads, 0 being the finest; negative counts from the deepest.
-            (Subclasses also take the `grid`: what the stages look like.)
+            (Subclasses also take the `plan`, which says what the stages look like.)
         hidden: width of its one hidden layer; 0 makes it linear.
         dropout: on the features.
         num_features: F.
@@ -101,14 +91,14 @@ class GapHead(SubtypeHead):
 
     def __init__(
         self,
-        grid: Grid,
+        plan: Plan,
         *,
         stages: Sequence[int],
         hidden: int,
         dropout: float,
     ) -> None:
         super().__init__(
-            stages, sum(grid.channels[s] for s in stages), hidden=hidden, dropout=dropout
+            stages, sum(plan.channels[s] for s in stages), hidden=hidden, dropout=dropout
         )
 
     def gather(self, image: Tensor, features: Sequence[Tensor], probabilities: Tensor) -> Evidence:
@@ -130,16 +120,16 @@ class AttentionHead(SubtypeHead):
 
     def __init__(
         self,
-        grid: Grid,
+        plan: Plan,
         *,
         stages: Sequence[int],
         hidden: int,
         dropout: float,
         queries: int = 4,
     ) -> None:
-        width = queries * sum(grid.channels[s] for s in stages)
+        width = queries * sum(plan.channels[s] for s in stages)
         super().__init__(stages, width, hidden=hidden, dropout=dropout)
-        self.queries = nn.ModuleList(nn.Conv3d(grid.channels[s], queries, 1) for s in stages)
+        self.queries = nn.ModuleList(nn.Conv3d(plan.channels[s], queries, 1) for s in stages)
 
     def gather(self, image: Tensor, features: Sequence[Tensor], probabilities: Tensor) -> Evidence:
         """Exponential scores times features, per query and stage."""
@@ -175,18 +165,18 @@ class LesionHead(SubtypeHead):
 
     def __init__(
         self,
-        grid: Grid,
+        plan: Plan,
         *,
         stages: Sequence[int],
         hidden: int,
         dropout: float,
     ) -> None:
-        self.widths = [4 * grid.channels[s] for s in stages]  # three regions and the squares
+        self.widths = [4 * plan.channels[s] for s in stages]  # three regions and the squares
         self.looks = NUM_MAPS * (NUM_SHELLS + 1)
         num_features = self.looks + sum(self.widths)
         super().__init__(stages, num_features, hidden=hidden, dropout=dropout)
-        self.reductions = [grid.reductions[s] for s in stages]
-        self.reach = reach_of(grid.spacing_mm)
+        self.reductions = [plan.reductions[s] for s in stages]
+        self.reach = reach_of(plan.spacing_mm)
 
     def gather(self, image: Tensor, features: Sequence[Tensor], probabilities: Tensor) -> Evidence:
         """Weighted sums of the image's maps, then per stage and region, then of squares."""

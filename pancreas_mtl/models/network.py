@@ -19,7 +19,7 @@ from monai.networks.nets import DynUNet
 from torch import Tensor, nn
 
 from pancreas_mtl.errors import UsageError
-from pancreas_mtl.models.classifiers import HEADS, Grid, NoHead, SubtypeHead
+from pancreas_mtl.models.classifiers import HEADS, NoHead, SubtypeHead
 from pancreas_mtl.models.norm_act import STYLE
 from pancreas_mtl.models.regions import label_logits
 from pancreas_mtl.types import (
@@ -29,7 +29,6 @@ from pancreas_mtl.types import (
     Evidence,
     MultitaskOutput,
     Plan,
-    Triple,
 )
 
 PARTS: dict[str, tuple[str, ...]] = {
@@ -190,18 +189,8 @@ def build_head(plan: Plan, config: NetworkConfig) -> SubtypeHead | NoHead:
             f"0 to {depth - 1}"
         )
     return HEADS[config.head](
-        Grid(tuple(plan.channels), tuple(reductions(plan.strides)), plan.spacing_mm),
+        plan,
         stages=config.stages,
         hidden=config.hidden,
         dropout=config.dropout,
     )
-
-
-def reductions(strides: Sequence[Triple]) -> list[Triple]:
-    """By how much each stage's grid is coarser than the input's."""
-    total = (1, 1, 1)
-    steps = []
-    for d, h, w in strides:
-        total = (total[0] * d, total[1] * h, total[2] * w)
-        steps.append(total)
-    return steps

@@ -120,3 +120,7 @@ def test_edited_plans_are_checked(tmp_path, plan, key, value, message):
 def test_missing_plan(tmp_path):
     with pytest.raises(UsageError, match="not found"):
         load_plan(tmp_path / "plan.json")
+
+
+def test_reductions_multiply_the_strides(plan):
+    assert plan.reductions == ((1, 1, 1), (1, 2, 2), (2, 4, 4))

@@ -2,16 +2,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pancreas_mtl.models.classifiers import HEADS, Grid
+from pancreas_mtl.models.classifiers import HEADS
 from pancreas_mtl.models.pooling import texture
-from pancreas_mtl.types import Evidence, Label
+from pancreas_mtl.types import Evidence, Intensity, Label, Plan
 
-GRID = Grid(channels=(4, 6), reductions=((1, 1, 1), (1, 2, 2)), spacing_mm=(3.0, 1.5, 1.5))
+PLAN = Plan(
+    spacing_mm=(3.0, 1.5, 1.5),
+    patch_size=(8, 8, 8),
+    batch_size=2,
+    channels=(4, 6),
+    kernels=((1, 3, 3), (3, 3, 3)),
+    strides=((1, 1, 1), (1, 2, 2)),
+    intensity=Intensity(mean_hu=60.0, std_hu=50.0, low_hu=-100.0, high_hu=250.0),
+)
 
 
 def make(head, stages=(0, 1)):
     torch.manual_seed(0)
-    return HEADS[head](GRID, stages=stages, hidden=8, dropout=0.1).eval()
+    return HEADS[head](PLAN, stages=stages, hidden=8, dropout=0.1).eval()
 
 
 def features(depth=8):

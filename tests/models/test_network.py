@@ -6,7 +6,7 @@ from monai.networks.nets import DynUNet
 
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.models.classifiers import HEADS
-from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig, reductions
+from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
 from pancreas_mtl.types import NUM_LABELS, NUM_SUBTYPES
 
 
@@ -101,10 +101,6 @@ def test_heads_run_in_float32_under_autocast(network, image):
         output = network(image)
     assert output.segmentation[0].dtype == torch.bfloat16
     assert output.evidence.sums.dtype == output.subtype.dtype == torch.float32
-
-
-def test_reductions_multiply_the_strides(plan):
-    assert reductions(plan.strides) == [(1, 1, 1), (1, 2, 2), (2, 4, 4)]
 
 
 @pytest.mark.parametrize("stages", [(3,), (-4,), ()])
