@@ -53,7 +53,7 @@ class NetworkConfig:
     stages: tuple[int, ...] = (0, 1, 2)
     hidden: int = 32
     dropout: float = 0.2
-    detach_head: bool = False
+    detach_head: bool = True
     regions: bool = False
 
 
