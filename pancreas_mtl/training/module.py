@@ -19,7 +19,7 @@ from pancreas_mtl.errors import TrainingError
 from pancreas_mtl.inference.windows import predict_windows
 from pancreas_mtl.losses.joint import LossConfig, LossParts, joint_loss
 from pancreas_mtl.models.network import PARTS, MultitaskUNet
-from pancreas_mtl.training.schedules import Decay, ema_decay, learning_rate_factor
+from pancreas_mtl.training.schedules import Decay, ema_decay, guide_share, learning_rate_factor
 from pancreas_mtl.training.validation import (
     Validated,
     ValidationCase,
@@ -31,6 +31,9 @@ from pancreas_mtl.types import UNKNOWN, Batch, Plan
 
 log = logging.getLogger(__name__)
 PROGRESS_BAR = ("whole_pancreas_dsc", "lesion_dsc", "macro_f1")
+BETAS = (0.9, 0.99)
+"""AdamW's. Its usual 0.999 remembers for 1,000 steps how large the first gradients were
+(docs/experiments.md)."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ class MultitaskModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The joint loss of one batch of patches."""
         batch = self.augment(batch)
-        output = self._forward(batch.image, guide(batch))
+        output = self._forward(batch.image, guide(batch, self._progress()))
         parts = joint_loss(output, batch, self.loss, self._progress())
         self._batches.append((batch.name, parts.total.detach()))
         self._log_losses(parts, len(batch.name))
@@ -206,7 +209,7 @@ class MultitaskModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW with a group for each part of the network, and the schedule per step."""
         config = self.optimizer_config
-        optimizer = AdamW(parameter_groups(self.network, config))
+        optimizer = AdamW(parameter_groups(self.network, config), betas=BETAS)
         total = int(self.trainer.estimated_stepping_batches)
 
         def factor(step: int) -> float:
@@ -264,11 +267,11 @@ def _epoch_mean() -> MeanMetric:
     return mean
 
 
-def guide(batch: Batch) -> Tensor:
-    """The reference masks of every other patch, by its seed; UNKNOWN for the rest.
+def guide(batch: Batch, progress: float) -> Tensor:
+    """The reference masks of some patches, chosen by their seeds; UNKNOWN for the rest.
 
-    Half of the time the subtype head looks through the reference, half of the time through the
-    prediction, which is all it has later.
+    Through the reference the subtype head sees what a lesion looks like before the decoder finds
+    any; through the prediction, what it has to do with later. The share of the first falls.
     """
-    through_reference = (batch.seed % 2 == 0).view(-1, 1, 1, 1, 1)
+    through_reference = (batch.seed % 1000 < 1000 * guide_share(progress)).view(-1, 1, 1, 1, 1)
     return torch.where(through_reference, batch.mask, UNKNOWN)

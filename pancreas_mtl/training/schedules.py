@@ -1,4 +1,4 @@
-"""Learning-rate factors as functions of progress."""
+"""Learning rate, averaging and guidance as functions of progress."""
 
 from __future__ import annotations
 
@@ -30,3 +30,12 @@ def ema_decay(updates: int, target: float) -> float:
     The initial weights would otherwise weigh on the average for about 1 / (1 - target) steps.
     """
     return min(target, (1 + updates) / (10 + updates))
+
+
+def guide_share(progress: float) -> float:
+    """The share of patches whose subtype is read through the reference mask, in [0, 1].
+
+    It falls to 0 by the middle of training, a progress of 0.5 (Bengio et al. 2015,
+    arXiv:1506.03099, on learning from one's own predictions, little by little).
+    """
+    return max(0.0, 1 - 2 * progress)

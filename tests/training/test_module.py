@@ -15,7 +15,7 @@ from pancreas_mtl.errors import TrainingError
 from pancreas_mtl.losses.joint import LossConfig
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
 from pancreas_mtl.training.last_checkpoint import ResumableEarlyStopping
-from pancreas_mtl.training.module import MultitaskModule, OptimizerConfig
+from pancreas_mtl.training.module import MultitaskModule, OptimizerConfig, guide
 from pancreas_mtl.types import UNKNOWN, Batch
 
 
@@ -181,6 +181,19 @@ def test_averaged_weights_follow_and_start_at_the_network(plan, tmp_path):
         assert lies_between, name
     moved = [not torch.equal(v, before[n]) for n, v in module.averaged.module.state_dict().items()]
     assert any(moved)
+
+
+@pytest.mark.parametrize(("progress", "share"), [(0.0, 1.0), (0.25, 0.5), (0.5, 0.0), (1.0, 0.0)])
+def test_the_reference_guides_at_first_and_the_prediction_later(progress, share):
+    torch.manual_seed(0)
+    seed = torch.randint(2**62, (4000,))
+    unused = torch.zeros(4000)
+    mask = torch.ones(4000, 1, 1, 1, 1)
+    batch = Batch(unused, mask, unused, unused, seed, [""] * 4000)
+    given = guide(batch, progress)
+    assert (given == 1).float().mean().item() == pytest.approx(share, abs=0.03)
+    assert ((given == 1) | (given == UNKNOWN)).all()
+    assert (given == guide(batch, progress)).all()
 
 
 def test_missing_labels_train_without_harm(plan, tmp_path):
