@@ -77,7 +77,7 @@ class Step:
 
 
 def list_trials(
-    configurations: Mapping[str, Sequence[str]],
+    configurations: Mapping[str, Sequence[str | Sequence[str]]],
     seeds: Sequence[int],
     shared: Sequence[str],
     *,
@@ -89,7 +89,7 @@ def list_trials(
     What needs others comes after them.
 
     Args:
-        configurations: overrides by name.
+        configurations: overrides by name; a list among them is spliced in.
         seeds: of the trainings.
         shared: overrides that come first in all configurations.
         ensembles: names of their members by name.
@@ -103,7 +103,7 @@ def list_trials(
     if not seeds:
         raise UsageError("seeds=[]: give at least one")
     trained = [
-        Trial(name, seed, (*shared, *overrides))
+        Trial(name, seed, (*shared, *_spliced(overrides)))
         for seed in seeds
         for name, overrides in configurations.items()
     ]
@@ -118,6 +118,11 @@ def list_trials(
             raise UsageError(f"no configuration {name}: choose from {', '.join(names)}")
     wanted = set(names) if only is None else _with_needs(only, everything)
     return [trial for trial in everything if trial.configuration in wanted]
+
+
+def _spliced(overrides: Iterable[str | Sequence[str]]) -> Iterable[str]:
+    for override in overrides:
+        yield from [override] if isinstance(override, str) else override
 
 
 def _with_needs(names: Iterable[str], trials: Sequence[Trial]) -> set[str]:

@@ -183,7 +183,8 @@ def build_head(plan: Plan, config: NetworkConfig) -> SubtypeHead | NoHead:
         raise UsageError(f"model.head={str(config.head)[:80]}: choose one of {', '.join(HEADS)}")
     depth = len(plan.channels)
     outside = [s for s in config.stages if not -depth <= s < depth]
-    if outside or not config.stages:
+    sees_image = config.head == "lesion"
+    if outside or not (config.stages or sees_image):
         raise UsageError(
             f"model.stages={str(list(config.stages))[:80]}: choose of this plan's stages, "
             f"0 to {depth - 1}"

@@ -103,10 +103,21 @@ def test_heads_run_in_float32_under_autocast(network, image):
     assert output.evidence.sums.dtype == output.subtype.dtype == torch.float32
 
 
-@pytest.mark.parametrize("stages", [(3,), (-4,), ()])
-def test_stages_that_are_not_there(plan, stages):
+@pytest.mark.parametrize(
+    ("head", "stages"), [("lesion", (3,)), ("lesion", (-4,)), ("gap", ()), ("attention", ())]
+)
+def test_stages_that_are_not_there(plan, head, stages):
     with pytest.raises(UsageError, match=r"model\.stages.*stages, 0 to 2"):
-        MultitaskUNet(plan, NetworkConfig(stages=stages))
+        MultitaskUNet(plan, NetworkConfig(head=head, stages=stages))
+
+
+def test_the_lesion_head_can_do_with_the_image_alone(plan, image):
+    network = MultitaskUNet(plan, NetworkConfig(stages=())).eval()
+    with torch.no_grad():
+        output, one = network(image), network.look(image[:1])
+        torch.testing.assert_close(output.subtype[:1], network.classify(one[1]))
+    assert output.evidence.sums.shape[1] == 24
+    assert one[2].shape[1] == 8
 
 
 def test_unknown_head(plan):
