@@ -36,6 +36,12 @@ def test_seed_by_seed_with_what_is_shared_first():
     assert [t.name for t in list_trials({"a": [], "b": []}, [5], [], only=["b"])] == ["b/seed5"]
 
 
+def test_overrides_that_several_share_are_spliced_in():
+    shared = ["head=lesion", "model.freeze=[encoder]"]
+    (trial,) = list_trials({"a": [shared, "model.hidden=0"]}, [0], ["y=2"])
+    assert trial.overrides == ("y=2", *shared, "model.hidden=0")
+
+
 def test_unknown_names_and_no_seeds_are_refused():
     with pytest.raises(UsageError, match="no configuration c: choose from a, b"):
         list_trials({"a": [], "b": []}, [0], [], only=["c"])
