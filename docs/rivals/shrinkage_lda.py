@@ -6,8 +6,9 @@ takes the networks of one configuration of `bench_accuracy`, pools what its lesi
 each of fold 0's training cases, fits linear discriminants with Ledoit and Wolf's shrinkage to the
 image's features, the encoder's, and both, and answers for the test cases. `mask_only` never saw a
 subtype; but its features of the training cases come from masks that it has learned by heart, unlike
-those of the test cases: a handicap that joint training does not have. Needs scikit-learn, which is
-among the tools of development.
+those of the test cases: a handicap that a head has less which learns along with the mask. The
+configuration's head must read some stage. Needs scikit-learn, which is among the tools of
+development.
 """
 
 import sys

@@ -35,7 +35,8 @@ class PatchSampler(Sampler[list[PatchRequest]]):
         batch_size: patches per step and rank.
         steps: batches per epoch and rank.
         seed: of the run.
-        lesion_share: share of patches centred in the lesion; as many are centred in the pancreas.
+        lesion_share: share of patches centred in the lesion; as many, or what is left, are centred
+            in the pancreas.
         balanced: draw the subtypes equally often; cases of unknown subtype keep their share.
         rank: of this process; each rank draws its own part of the same sequence.
         world_size: number of processes.

@@ -1,9 +1,9 @@
 """Subtype heads: what they gather from a window, and what they make of a case.
 
-Every head is two steps. `gather` pools the encoder's features over one window into `Evidence`,
-which adds up over windows; `forward` turns evidence into features of the case, and these into
-logits. Training calls both on a patch; prediction gathers over all windows of the case and
-classifies once. Both run in float32.
+Every head is two steps. `gather` pools the encoder's features, or the image, over one window into
+`Evidence`, which adds up over windows; `forward` turns evidence into features of the case, and
+these into logits. Training calls both on a patch; prediction gathers over all windows of the case
+and classifies once. Both run in float32.
 
 A head of your own: subclass `SubtypeHead`, add it to `HEADS`, and choose it by `model.head=NAME`.
 """
@@ -37,6 +37,7 @@ class SubtypeHead(nn.Module):
 
     Args:
         stages: the encoder stages it reads, 0 being the finest; negative counts from the deepest.
+            None, where a head sees the image as well.
             (Subclasses also take the `plan`, which says what the stages look like.)
         hidden: width of its one hidden layer; 0 makes it linear.
         dropout: on the features.

@@ -65,7 +65,7 @@ class MultitaskUNet(nn.Module):
         config: the subtype head.
 
     Raises:
-        UsageError: the head or one of its stages does not exist.
+        UsageError: the head or one of its stages does not exist, or it has nothing to look at.
     """
 
     def __init__(self, plan: Plan, config: NetworkConfig) -> None:

@@ -76,7 +76,7 @@ class CollapseDetector(Callback):
         if self.epochs == self.patience:
             log.warning(
                 "the classifier has predicted one subtype for every case in %d epochs in a row: "
-                "raise loss.subtype_weight or optimizer.head_lr, or try sampling.balanced=true",
+                "raise optimizer.head_lr, or try sampling.balanced=true or model.detach_head=false",
                 self.epochs,
             )
 

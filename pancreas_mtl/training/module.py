@@ -40,7 +40,7 @@ BETAS = (0.9, 0.99)
 class OptimizerConfig:
     """AdamW with groups for encoder, decoder and subtype head; one schedule for all.
 
-    `rate_scale` multiplies all rates: variants differ in it, whatever rates a budget chooses.
+    `rate_scale` multiplies all rates, whatever rates a budget chooses.
     `encoder_scale` multiplies the encoder's, for warm starts.
     A step whose gradient is not finite is skipped; more than `max_skips` of them in a row stop the
     training (with fp16, some overflow until their scale is found, and again when it is raised), and
