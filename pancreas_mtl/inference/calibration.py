@@ -38,6 +38,10 @@ from pancreas_mtl.types import NUM_SUBTYPES, FloatArray
 FILE = "calibration.json"
 MIN_CASES = 10  # with fewer, a temperature would be noise
 LOWEST, HIGHEST = 0.25, 8.0
+PRIOR_SD = 0.3
+"""How far a single model's temperature usually is from 1, in the logarithm. It outweighs a dozen
+cases, whose own best temperature is noise, and hundreds outweigh it (docs/experiments.md).
+"""
 
 
 @dataclass(frozen=True)
@@ -69,17 +73,30 @@ def digest_of(names: Iterable[str]) -> str:
     return hashlib.blake2b(json.dumps(list(names)).encode(), digest_size=16).hexdigest()
 
 
-def fit_temperature(probabilities: FloatArray, subtypes: npt.NDArray[np.integer]) -> float:
-    """The temperature that minimises the log loss of (N, S) probabilities; 1 for too few cases."""
+def fit_temperature(
+    probabilities: FloatArray,
+    subtypes: npt.NDArray[np.integer],
+    *,
+    prior_sd: float = PRIOR_SD,
+) -> float:
+    """The most probable temperature of (N, S) probabilities; 1 for too few cases.
+
+    Args:
+        probabilities: of held-out cases.
+        subtypes: the true ones, (N,).
+        prior_sd: of the temperature's logarithm, around 0; infinite where nothing is expected, for
+            which the temperature is that of the least log loss.
+    """
     if len(subtypes) < MIN_CASES:
         return 1.0
 
-    def log_loss(log_temperature: float) -> float:
+    def surprise(log_temperature: float) -> float:
         p = with_temperature(probabilities, float(np.exp(log_temperature)))
-        return float(-np.log(p[np.arange(len(subtypes)), subtypes].clip(1e-12)).mean())
+        log_loss = -np.log(p[np.arange(len(subtypes)), subtypes].clip(1e-12)).sum()
+        return float(log_loss + (log_temperature / prior_sd) ** 2 / 2)
 
     low, high = np.log((LOWEST, HIGHEST))
-    return float(np.exp(minimize_scalar(log_loss, bounds=(low, high), method="bounded").x))
+    return float(np.exp(minimize_scalar(surprise, bounds=(low, high), method="bounded").x))
 
 
 def fit_ensemble_temperature(calibrations: Sequence[Calibration]) -> float:
@@ -88,7 +105,7 @@ def fit_ensemble_temperature(calibrations: Sequence[Calibration]) -> float:
         return 1.0
     subtypes = np.array([subtype for _, subtype in calibrations[0].answers], dtype=np.int64)
     raw = [np.array([p for p, _ in one.answers], dtype=np.float32) for one in calibrations]
-    return fit_temperature(calibrated(raw, calibrations), subtypes)
+    return fit_temperature(calibrated(raw, calibrations), subtypes, prior_sd=np.inf)
 
 
 def with_temperature(probabilities: FloatArray, temperature: float) -> FloatArray:

@@ -41,6 +41,17 @@ def test_the_temperature_undoes_over_confidence():
     assert ece(subtypes, with_temperature(probabilities, temperature)) < 0.03
 
 
+def test_few_cases_hardly_move_the_temperature():
+    """Of 40 calibrated cases the best temperature is noise; the prior tames it."""
+    free, tamed = [], []
+    for seed in range(40):
+        probabilities, subtypes = sharpened(np.random.default_rng(seed), 40, sharpness=1.0)
+        free.append(fit_temperature(probabilities, subtypes, prior_sd=np.inf))
+        tamed.append(fit_temperature(probabilities, subtypes))
+    assert np.std(np.log(tamed)) < 0.8 * np.std(np.log(free))
+    assert np.mean(np.log(tamed)) == pytest.approx(0, abs=0.1)
+
+
 def test_too_few_cases_have_no_temperature():
     probabilities, subtypes = sharpened(np.random.default_rng(0), 9, sharpness=3.0)
     assert fit_temperature(probabilities, subtypes) == 1
