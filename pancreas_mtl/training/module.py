@@ -31,9 +31,6 @@ from pancreas_mtl.types import UNKNOWN, Batch, Plan
 
 log = logging.getLogger(__name__)
 PROGRESS_BAR = ("whole_pancreas_dsc", "lesion_dsc", "macro_f1")
-BETAS = (0.9, 0.99)
-"""AdamW's. Its usual 0.999 remembers for 1,000 steps how large the first gradients were
-(docs/experiments.md)."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +206,7 @@ class MultitaskModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW with a group for each part of the network, and the schedule per step."""
         config = self.optimizer_config
-        optimizer = AdamW(parameter_groups(self.network, config), betas=BETAS)
+        optimizer = AdamW(parameter_groups(self.network, config))
         total = int(self.trainer.estimated_stepping_batches)
 
         def factor(step: int) -> float:
