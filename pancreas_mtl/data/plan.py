@@ -256,7 +256,7 @@ def out_of_bounds(plan: Plan) -> str | None:
             return f"{key}={str(getattr(plan, key))[:80]} is out of bounds"
     if plan.strides[0] != (1, 1, 1):
         return f"strides begin with {plan.strides[0]} instead of (1, 1, 1)"
-    divisor = Topology(plan.kernels, plan.strides, plan.patch_size).divisor
+    divisor = plan.reductions[-1]
     if any(n % k for n, k in zip(plan.patch_size, divisor, strict=True)):
         return f"patch_size={plan.patch_size} is not divisible by the strides {divisor}"
     return None

@@ -44,6 +44,9 @@ class SubtypeHead(nn.Module):
         num_features: F.
     """
 
+    sees_image = False
+    """Whether it can do without any stage."""
+
     def __init__(
         self, stages: Sequence[int], num_features: int, *, hidden: int, dropout: float
     ) -> None:
@@ -163,6 +166,8 @@ class LesionHead(SubtypeHead):
     encoder stage: means inside the lesion, in a ring around it and in the pancreas, and the
     standard deviation inside. Regions are soft: probabilities, averaged to each stage's grid.
     """
+
+    sees_image = True
 
     def __init__(
         self,

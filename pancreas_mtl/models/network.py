@@ -181,15 +181,15 @@ def build_head(plan: Plan, config: NetworkConfig) -> SubtypeHead | NoHead:
         return NoHead()
     if config.head not in HEADS:
         raise UsageError(f"model.head={str(config.head)[:80]}: choose one of {', '.join(HEADS)}")
+    head = HEADS[config.head]
     depth = len(plan.channels)
     outside = [s for s in config.stages if not -depth <= s < depth]
-    sees_image = config.head == "lesion"
-    if outside or not (config.stages or sees_image):
+    if outside or not (config.stages or head.sees_image):
         raise UsageError(
             f"model.stages={str(list(config.stages))[:80]}: choose of this plan's stages, "
             f"0 to {depth - 1}"
         )
-    return HEADS[config.head](
+    return head(
         plan,
         stages=config.stages,
         hidden=config.hidden,

@@ -109,8 +109,9 @@ class MultitaskModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The joint loss of one batch of patches."""
         batch = self.augment(batch)
-        output = self._forward(batch.image, guide(batch, self._progress()))
-        parts = joint_loss(output, batch, self.loss, self._progress())
+        progress = self._progress()
+        output = self._forward(batch.image, guide(batch, progress))
+        parts = joint_loss(output, batch, self.loss, progress)
         self._batches.append((batch.name, parts.total.detach()))
         self._log_losses(parts, len(batch.name))
         return parts.total
