@@ -32,6 +32,7 @@ def main(config: DictConfig) -> None:
         options["seeds"],
         options["training"],
         ensembles=options["ensembles"],
+        folds=options["folds"],
         only=options["only"],
     )
     workers = default_workers(PHANTOM_BYTES)

@@ -18,7 +18,7 @@ from rich.syntax import Syntax
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 # Sections whose keys are arguments of a library, or names that a user gives.
-OPEN = ("trainer", "logger.wandb", "sweep.space", "configurations", "ensembles", "parts")
+OPEN = ("trainer", "logger.wandb", "sweep.space", "configurations", "ensembles", "folds", "parts")
 LAUNCHER = "hydra/launcher"  # what runs the jobs of a multirun
 NOT_KEYS = ("defaults", "hydra", "_target_")
 LINE = re.compile(r"(?P<indent> *)(?P<key>[\w./]+):(?: +(?P<value>[^#]*?))?(?: +# *(?P<note>.*))?$")

@@ -70,7 +70,7 @@ def _claim(trial: Trial, folder: Path) -> None:
     path = folder / "trial.json"
     wanted: dict[str, Any] = {"seed": trial.seed, "overrides": list(trial.overrides)}
     if trial.members:
-        wanted["members"] = list(trial.members)
+        wanted |= {"members": list(trial.members), "folds": trial.folds}
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, wanted)

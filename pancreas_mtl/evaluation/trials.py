@@ -28,13 +28,15 @@ class Trial:
 
     In them `{NAME}` stands for the bundle of another configuration with the same seed, from which
     a second stage starts, and `{output_dir}` for the folder of all trials. An ensemble trains
-    nothing: it averages the `members`, configurations of the same seed.
+    nothing: it averages the `members`, configurations of the same seed; if these are `folds`, it is
+    calibrated by what each says of the cases that it had not seen.
     """
 
     configuration: str
     seed: int
     overrides: tuple[str, ...]
     members: tuple[str, ...] = ()
+    folds: bool = False
 
     @property
     def name(self) -> str:
@@ -82,6 +84,7 @@ def list_trials(
     shared: Sequence[str],
     *,
     ensembles: Mapping[str, Sequence[str]] | None = None,
+    folds: Mapping[str, Sequence[str]] | None = None,
     only: Sequence[str] | None = None,
 ) -> list[Trial]:
     """Every configuration with every seed, seed by seed, so that a partial table is fair.
@@ -93,13 +96,14 @@ def list_trials(
         seeds: of the trainings.
         shared: overrides that come first in all configurations.
         ensembles: names of their members by name.
+        folds: the same, of ensembles whose members are folds.
         only: the names that are wanted, with what they need; None for all.
 
     Raises:
         UsageError: a name in `only` that does not exist, or no seed.
     """
-    ensembles = ensembles or {}
-    names = [*configurations, *ensembles]
+    ensembles, folds = ensembles or {}, folds or {}
+    names = [*configurations, *ensembles, *folds]
     if not seeds:
         raise UsageError("seeds=[]: give at least one")
     trained = [
@@ -108,9 +112,10 @@ def list_trials(
         for name, overrides in configurations.items()
     ]
     averaged = [
-        Trial(name, seed, (), tuple(members))
+        Trial(name, seed, (), tuple(members), folds=group is folds)
         for seed in seeds
-        for name, members in ensembles.items()
+        for group in (ensembles, folds)
+        for name, members in group.items()
     ]
     everything = [*trained, *averaged]
     for name in {*(only or ())}.union(*(trial.needs for trial in everything)):
@@ -138,10 +143,10 @@ def steps(trial: Trial, laboratory: Laboratory) -> list[Step]:
     """The commands of a trial, in order, as one would type them."""
     data, folder = laboratory.output_dir / "data", laboratory.folder(trial)
     predictions, evaluation = folder / "predictions", folder / "evaluation"
-    members = trial.members or (trial.configuration,)
+    before, models = _models(trial, laboratory)
     predict = (
         "predict.py",
-        f"model=[{','.join(str(bundle_of(name, folder)) for name in members)}]",
+        f"model=[{','.join(map(str, models))}]",
         f"input={data / 'test'}",
         f"output_dir={predictions}",
         *(["overwrite=true"] if (predictions / "run.json").exists() else []),  # cases failed
@@ -155,10 +160,19 @@ def steps(trial: Trial, laboratory: Laboratory) -> list[Step]:
         f"workers={laboratory.threads}",
     )
     return [
-        *([] if trial.members else [_training(trial, laboratory)]),
+        *before,
         Step("predict", predict, predictions / "run.json"),
         Step("evaluate", evaluate, evaluation / "metrics.json"),
     ]
+
+
+def _models(trial: Trial, laboratory: Laboratory) -> tuple[list[Step], list[Path]]:
+    """The bundles that predict, and what makes them."""
+    folder = laboratory.folder(trial)
+    bundles = [bundle_of(name, folder) for name in trial.members or (trial.configuration,)]
+    if trial.folds:
+        return [_cross_validation(trial, laboratory)], [folder / "cross_validation" / "ensemble"]
+    return [] if trial.members else [_training(trial, laboratory)], bundles
 
 
 def _training(trial: Trial, laboratory: Laboratory) -> Step:
@@ -181,6 +195,20 @@ def _training(trial: Trial, laboratory: Laboratory) -> Step:
         "resume=true",
     )
     return Step("train", arguments, folder / "run" / "report.html")
+
+
+def _cross_validation(trial: Trial, laboratory: Laboratory) -> Step:
+    """The out-of-fold cases of all members, and the ensemble that they calibrate."""
+    folder = laboratory.folder(trial)
+    runs = ",".join(str(bundle_of(name, folder).parent) for name in trial.members)
+    arguments = (
+        "-m",
+        "pancreas_mtl.evaluate",
+        f"runs=[{runs}]",
+        f"output_dir={folder / 'cross_validation'}",
+        f"workers={laboratory.threads}",
+    )
+    return Step("cross-validate", arguments, folder / "cross_validation" / "metrics.json")
 
 
 def bundle_of(configuration: str, folder: Path) -> Path:

@@ -69,6 +69,17 @@ def test_an_ensemble_predicts_with_the_bundles_of_its_members(tmp_path):
         list_trials({"a": []}, [0], [], ensembles={"both": ["a", "c"]})
 
 
+def test_folds_are_calibrated_out_of_fold_before_they_predict(tmp_path):
+    trials = list_trials({"a": [], "b": ["fold=1"]}, [2], [], folds={"all": ["a", "b"]})
+    assert trials[-1].needs == {"a", "b"}
+    calibrate, predict, _ = steps(trials[-1], Laboratory(tmp_path))
+    runs = [f"{tmp_path}/trials/{member}/seed2/run" for member in "ab"]
+    assert f"runs=[{','.join(runs)}]" in calibrate.arguments
+    folder = tmp_path / "trials/all/seed2/cross_validation"
+    assert f"output_dir={folder}" in calibrate.arguments
+    assert f"model=[{folder}/ensemble]" in predict.arguments
+
+
 def test_an_ensemble_comes_after_its_members(monkeypatch, tmp_path):
     order = tmp_path / "order"
     program = "import sys, time; time.sleep(float(sys.argv[2])); open(sys.argv[1], 'a').write('x')"
