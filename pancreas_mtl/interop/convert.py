@@ -12,7 +12,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -82,27 +83,18 @@ def convert_dataset(
             f"root={root} has no subtypes, and layout quiz sorts by them: convert to=nnunet, and "
             "write them into its subtypes.csv"
         )
-    destination = output_dir.resolve()
-    draft = destination.with_name(f".{destination.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)  # of an interrupted run
     try:
-        draft.mkdir(parents=True)
-        write = partial(_write_case, draft=draft, target=target, link=link)
-        for case, outcome in map_in_processes(write, kept, workers=workers, label="convert"):
-            if isinstance(outcome, CaseError):
-                left_out[case.name] = str(outcome)
-            elif isinstance(outcome, Exception):
-                raise outcome
-        written = [case for case in kept if case.name not in left_out]
-        if not written:
-            raise CaseError(f"no case could be written: {next(iter(left_out.values()))}")
-        if target == "nnunet":
-            _write_nnunet_tables(written, draft)
-        _install(draft, destination)
+        with _draft_of(output_dir.resolve()) as draft:
+            failed = _write_cases(kept, draft, target=target, link=link, workers=workers)
+            written = [case for case in kept if case.name not in failed]
+            if not written:
+                raise CaseError(f"no case could be written: {next(iter(failed.values()))}")
+            if target == "nnunet":
+                _write_nnunet_tables(written, draft)
+            _install(draft, output_dir.resolve())
     except OSError as error:
         raise CaseError(f"{output_dir} cannot be written ({reason(error)}): free space") from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    left_out |= failed
     return Conversion(written, left_out, notes + _notes(written, target, output_dir))
 
 
@@ -185,6 +177,32 @@ def _notes(written: Sequence[Case], target: str, output_dir: Path) -> list[str]:
 
 
 # Writing
+
+
+@contextmanager
+def _draft_of(destination: Path) -> Iterator[Path]:
+    """A new folder beside the destination, gone at the end whatever happens."""
+    draft = destination.with_name(f".{destination.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)  # of an interrupted run
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write_cases(
+    cases: Sequence[Case], draft: Path, *, target: str, link: bool, workers: int
+) -> dict[str, str]:
+    """Write images and masks; by name, why a case could not be."""
+    write = partial(_write_case, draft=draft, target=target, link=link)
+    failed = {}
+    for case, outcome in map_in_processes(write, cases, workers=workers, label="convert"):
+        if isinstance(outcome, CaseError):
+            failed[case.name] = str(outcome)
+        elif isinstance(outcome, Exception):
+            raise outcome
+    return failed
 
 
 def _write_case(case: Case, *, draft: Path, target: str, link: bool) -> None:
