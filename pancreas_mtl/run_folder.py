@@ -35,6 +35,8 @@ CONTENTS = (
     "evaluation",
     "pictures",
     "tensorboard",
+    "wandb",
+    "profile",
     CONFIG,
 )
 """All that a run may leave, in the order in which it is removed.

@@ -97,8 +97,8 @@ def recorded(config: DictConfig, run_dir: Path) -> Iterator[None]:
     try:
         with faults_explained():
             yield
-    except Interrupted as error:
-        note(run_dir, status="interrupted", error=str(error), ended=_now())
+    except (Interrupted, KeyboardInterrupt) as error:
+        note(run_dir, status="interrupted", error=str(error) or "interrupted", ended=_now())
         raise
     except BaseException as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())

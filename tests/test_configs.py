@@ -164,11 +164,11 @@ def test_trainers_leave_the_precision_free(trainer):
     assert config.trainer.max_epochs == 120
 
 
-def test_even_a_short_training_is_validated_once(tmp_path):
-    overrides = ["trainer=cpu", "validate_every=3", f"output_dir={tmp_path}"]
-    for epochs, every in ((2, 2), (9, 3)):
-        config = composed(*overrides, f"trainer.max_epochs={epochs}")
-        assert build.trainer(config, tmp_path).check_val_every_n_epoch == every
+@pytest.mark.parametrize("epochs", ["-1", "0", "null"])
+def test_a_training_without_end_is_refused_before_any_work(epochs):
+    with pytest.raises(UsageError, match=r"trainer.max_epochs=.*: training has to end"):
+        build.check(composed(f"trainer.max_epochs={epochs}", "output_dir=run"))
+    build.check(composed(f"trainer.max_epochs={epochs}", "+trainer.max_steps=5", "output_dir=run"))
 
 
 def test_an_impossible_trainer_is_one_line(tmp_path):

@@ -149,3 +149,26 @@ def test_a_noted_signal_stops_nothing():
         assert noted == [signal.SIGTERM]
         with pytest.raises(Interrupted):
             signal.raise_signal(signal.SIGTERM)
+
+
+def test_ctrl_c_is_noted_once_and_stops_at_once_the_second_time():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with note_signals() as noted:
+            signal.raise_signal(signal.SIGINT)
+            assert noted == [signal.SIGINT]
+            with pytest.raises(Interrupted, match="SIGINT"):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_stays_ignored_where_it_was():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with note_signals() as noted:
+            signal.raise_signal(signal.SIGINT)
+        assert noted == []
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -65,6 +65,12 @@ def test_an_interrupted_run_goes_on_by_the_same_command(tmp_path, monkeypatch):
     assert goes_on(config(trainer={"devices": 2}), tmp_path)
 
 
+def test_what_ctrl_c_stops_in_preparation_is_interrupted_as_well(tmp_path):
+    with pytest.raises(KeyboardInterrupt), recorded(config(), tmp_path):
+        raise KeyboardInterrupt
+    assert goes_on(config(), tmp_path)
+
+
 def test_code_that_has_changed_is_told_by_its_diff(tmp_path):
     def git(*arguments):
         subprocess.run(["git", "-C", tmp_path, *arguments], check=True, capture_output=True)

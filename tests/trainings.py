@@ -69,6 +69,7 @@ def start(arguments: list[str], log: Path, *, finish: bool = False, **environmen
         return Process(number, receive)
     code = 99
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
         os.environ |= environment
         with log.open("a") as file:
             os.dup2(file.fileno(), 1)
@@ -167,12 +168,12 @@ class Trainings:
     def multirun(self) -> dict:
         """Two folds of which one does not exist, with two seeds, one after the other.
 
-        A signal stops it in the second job; then the same command comes again.
+        Ctrl-C stops it in the second job; then the same command comes again.
         """
         arguments = self.jobs("multirun", "fold=0,9", "seed=0,1")
         log = self.folder / "multirun.log"
         first = start(arguments, log, finish=True)
-        stopped = watch(first, steps=STEPS_PER_EPOCH + 1, signum=signal.SIGTERM)
+        stopped = watch(first, steps=STEPS_PER_EPOCH + 1, signum=signal.SIGINT)
         return {"stopped": stopped, **watch(start(arguments, log, finish=True))}
 
     def broken(self) -> dict:

@@ -77,6 +77,9 @@ def _check_values(config: DictConfig) -> None:
 
 
 def _check_trainer(config: DictConfig) -> None:
+    epochs = config.trainer.max_epochs
+    if (epochs is None or epochs < 1) and config.trainer.get("max_steps", -1) < 1:
+        raise UsageError(f"trainer.max_epochs={epochs}: training has to end; give 1 or more")
     for name in config.trainer.keys() - TRAINER_ARGUMENTS:
         hint = did_you_mean(name, TRAINER_ARGUMENTS)
         raise UsageError(f"trainer.{name}: no such argument of Lightning's Trainer{hint}")

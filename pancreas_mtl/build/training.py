@@ -28,7 +28,7 @@ from pancreas_mtl.interruption import Interrupted
 from pancreas_mtl.losses.joint import LossConfig
 from pancreas_mtl.models.network import MultitaskUNet, NetworkConfig
 from pancreas_mtl.provenance import code_state
-from pancreas_mtl.training.callbacks import CollapseDetector, History
+from pancreas_mtl.training.callbacks import CollapseDetector, History, LastValidation
 from pancreas_mtl.training.checkpoints import checkpoint_step
 from pancreas_mtl.training.last_checkpoint import (
     AtomicCheckpointIO,
@@ -92,8 +92,6 @@ def lightning_trainer(config: DictConfig, run_dir: Path, **extras: Any) -> pl.Tr
     if arguments["precision"] == "auto":
         arguments["precision"] = auto_precision(arguments["accelerator"])
     arguments.setdefault("enable_progress_bar", _shows_progress(config))
-    epochs = arguments["max_epochs"] or -1  # -1: without end
-    validate_every = min(config.validate_every, epochs) if epochs > 0 else config.validate_every
     if name := arguments.get("profiler"):
         arguments["profiler"] = profiler(name, run_dir)
     try:
@@ -103,7 +101,7 @@ def lightning_trainer(config: DictConfig, run_dir: Path, **extras: Any) -> pl.Tr
             default_root_dir=run_dir,
             plugins=[AtomicCheckpointIO()],
             gradient_clip_val=config.optimizer.clip_norm,
-            check_val_every_n_epoch=validate_every,
+            check_val_every_n_epoch=config.validate_every,
             reload_dataloaders_every_n_epochs=1,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
@@ -139,8 +137,9 @@ def profiler(name: str, run_dir: Path) -> Profiler:
 
 
 def callbacks(config: DictConfig, run_dir: Path) -> list[Callback]:
-    """History, checkpoints, early stopping, the watch for collapse, pictures, progress."""
+    """Of validation, history, checkpoints, early stopping, collapse, pictures and progress."""
     return [
+        LastValidation(),
         CollapseDetector(),
         History(run_dir / "metrics.csv"),
         ModelCheckpoint(
@@ -199,7 +198,7 @@ def logging_run(config: DictConfig) -> Iterator[None]:
     try:
         yield
         exit_code = 0
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt):
         if wandb.run is not None:
             wandb.run.mark_preempting()
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,7 +23,7 @@ class SamplingConfig:
     """How an epoch is drawn.
 
     `read_margin` is how much larger than the patch the loader reads, so that rotating and shrinking
-    need no padding; `validation_cases` bounds the cases that are validated every epoch (0: all).
+    need no padding; `validation_cases` bounds the cases of a validation (0: all).
     """
 
     steps_per_epoch: int = 250
@@ -109,6 +110,7 @@ class PancreasDataModule(pl.LightningDataModule):
             num_workers=self.config.workers,
             pin_memory=self._on_gpu(),
             timeout=LOADER_TIMEOUT_S if self.config.workers else 0,
+            worker_init_fn=_leave_ctrl_c_to_training,
         )
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -139,3 +141,8 @@ def read_size(patch_size: Triple, margin: float) -> Triple:
     """The patch enlarged by `margin`, by an even number of voxels, so that centres coincide."""
     d, h, w = (n + 2 * round(n * (margin - 1) / 2) for n in patch_size)
     return d, h, w
+
+
+def _leave_ctrl_c_to_training(worker: int) -> None:
+    """A terminal sends it to all its processes, and training still needs batches."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

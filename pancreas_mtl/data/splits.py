@@ -56,7 +56,8 @@ def make_splits(
     """Divide the training cases into folds; the same cases always give the same folds.
 
     Cases of a layout's validation part are in no fold: they stay untouched unless fold=official is
-    asked for. Cases without mask and subtype teach nothing and are left out.
+    asked for. Cases without mask and subtype teach nothing and are left out, unless
+    `official_folds` name them.
 
     Args:
         cases: of the whole dataset.

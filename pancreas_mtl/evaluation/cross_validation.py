@@ -22,6 +22,7 @@ from pancreas_mtl.data.files import (
     read_yaml,
     write_csv,
 )
+from pancreas_mtl.data.names import to_cell
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluation.calibrate import HeldOut, cross_fit, fit
 from pancreas_mtl.evaluation.held_out import (
@@ -142,7 +143,7 @@ def gather(runs: Mapping[str, Path], oof_dir: Path) -> dict[str, str]:
         losses |= read_losses(run / OOF / LOSSES)
         facts = document | {"bundles": [*facts.get("bundles", []), *document["bundles"]]}
     write_losses(losses, oof_dir / LOSSES)
-    rows = [(f"{name}.nii.gz", run) for name, run in sorted(group_of.items())]
+    rows = [(to_cell(f"{name}.nii.gz"), run) for name, run in sorted(group_of.items())]
     write_csv(oof_dir / "folds.csv", ["Names", "Run"], rows)
     close_output(oof_dir, records, facts)
     return group_of

@@ -23,7 +23,14 @@ from typing import Any
 import numpy as np
 
 from pancreas_mtl.data.files import link_or_copy, write_csv
-from pancreas_mtl.data.images import canonical_shape, read_image, read_mask, write_mask
+from pancreas_mtl.data.images import (
+    canonical_shape,
+    case_name,
+    read_image,
+    read_mask,
+    write_mask,
+)
+from pancreas_mtl.data.names import from_cell, to_cell
 from pancreas_mtl.data.pool import map_in_processes
 from pancreas_mtl.data.resample import resample_labels, spline_orders
 from pancreas_mtl.errors import UsageError
@@ -213,7 +220,7 @@ def _finish_mask(oof_dir: Path, file: str, calibration: Calibration, output_dir:
 def write_losses(losses: Mapping[str, Sequence[float] | None], path: Path) -> None:
     """Write `mask_log_loss.csv`: a row per case with a reference, a column per temperature."""
     rows = [
-        [f"{name}.nii.gz", *(f"{value:.6f}" for value in curve)]
+        [to_cell(f"{name}.nii.gz"), *(f"{value:.6f}" for value in curve)]
         for name, curve in sorted(losses.items())
         if curve is not None
     ]
@@ -231,6 +238,6 @@ def read_losses(path: Path) -> dict[str, tuple[float, ...]]:
             header, *rows = csv.reader(file)
         if len(header) != 1 + len(MASK_TEMPERATURES):
             raise ValueError("other temperatures")
-        return {row[0].removesuffix(".nii.gz"): tuple(map(float, row[1:])) for row in rows}
+        return {case_name(Path(from_cell(row[0]))): tuple(map(float, row[1:])) for row in rows}
     except (OSError, ValueError, IndexError) as error:
         raise UsageError(f"{path}: not readable ({error}); train the run again") from error

@@ -112,9 +112,10 @@ def pooling_shares(weights: FloatArray) -> FloatArray:
 
     An average without any weight, as of a lesion where there is none, leaves nothing.
     """
-    total = weights.sum(axis=(1, 2, 3), dtype=np.float64, keepdims=True)
-    shares: FloatArray = (weights / np.maximum(total, 1e-12)).mean(axis=0).astype(np.float32)
-    return shares
+    shares = np.zeros(weights.shape[1:], np.float32)
+    for average in weights:  # one by one, since a copy of all may not fit into memory
+        shares += average / np.float32(max(average.sum(dtype=np.float64), 1e-12))
+    return shares / np.float32(len(weights))
 
 
 def quantised(shares: FloatArray) -> npt.NDArray[np.uint8]:

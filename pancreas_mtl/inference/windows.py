@@ -36,11 +36,11 @@ class WindowScores:
     """Logits of one image of any size, computed as their planes along D are asked for.
 
     Only the planes that unfinished windows touch are held, so memory does not grow with the number
-    of slices. Windows overlap by `1 - step` and weigh by a Gaussian, as in nnU-Net
-    (doi:10.1038/s41592-020-01008-z). A smaller image is padded to a patch, as in training; or else,
-    with `divisor`, a window takes the image's own size along an axis that fits into it, so that no
-    time goes into padding. Of such a smaller window, several mirrored views go through the network
-    at once.
+    of slices, but for where a head looked, which is held whole if it is asked for. Windows overlap
+    by `1 - step` and weigh by a Gaussian, as in nnU-Net (doi:10.1038/s41592-020-01008-z). A smaller
+    image is padded to a patch, as in training; or else, with `divisor`, a window takes the image's
+    own size along an axis that fits into it, so that no time goes into padding. Of such a smaller
+    window, several mirrored views go through the network at once.
 
     Args:
         window: the network, on the device of `image`.

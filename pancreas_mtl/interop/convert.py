@@ -22,6 +22,7 @@ from typing import Any
 from pancreas_mtl.data.cases import EXPECTED, fits, read_cases, read_official_folds
 from pancreas_mtl.data.files import atomic_path, reason
 from pancreas_mtl.data.images import list_files, read_grid, read_mask, write_mask
+from pancreas_mtl.data.names import to_cell
 from pancreas_mtl.data.pool import map_in_processes
 from pancreas_mtl.errors import CaseError, UsageError
 from pancreas_mtl.types import Case, Label
@@ -245,7 +246,7 @@ def _write_nnunet_tables(cases: Sequence[Case], folder: Path) -> None:
     )
     listed = [case for case in cases if case.split != "test" or case.subtype is not None]
     with (folder / "subtypes.csv").open("w", newline="", encoding="utf-8") as file:
-        rows = [(f"{case.name}.nii.gz", case.subtype) for case in listed]
+        rows = [(to_cell(f"{case.name}.nii.gz"), case.subtype) for case in listed]
         csv.writer(file, lineterminator="\n").writerows([("Names", "Subtype"), *rows])
     train, val = (
         [case.name for case in labelled if case.split == split] for split in ("train", "validation")

@@ -37,7 +37,7 @@ class SubtypeHead(nn.Module):
 
     Args:
         stages: the encoder stages it reads, 0 being the finest; negative counts from the deepest.
-            None, where a head sees the image as well.
+            May be empty where the head sees the image.
             (Subclasses also take the `plan`, which says what the stages look like.)
         hidden: width of its one hidden layer; 0 makes it linear.
         dropout: on the features.
@@ -158,7 +158,7 @@ class AttentionHead(SubtypeHead):
 
 
 class LesionHead(SubtypeHead):
-    """The image and the encoder's features inside the predicted lesion, around it, and upstream.
+    """The image and the encoder's features in the lesion, around it, and in the pancreas.
 
     Texture, border and the pancreas are what tells the subtypes apart. The image itself is there
     because the encoder's instance normalisation takes away how bright a window is: means of its

@@ -57,8 +57,19 @@ class History(Callback):
         self.rows = list(state_dict["rows"])
 
 
+class LastValidation(Callback):
+    """Validates after the last epoch, whichever it is, so that none is trained in vain."""
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """At every batch, since a training may be resumed at any."""
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            trainer.check_val_every_n_epoch = 1
+
+
 class CollapseDetector(Callback):
-    """Warns when validation predicts one subtype for every case, several epochs in a row.
+    """Warns when validation predicts one subtype for every case, several times in a row.
 
     Logged as `val/collapsed`, 0 or 1.
     """
@@ -75,7 +86,7 @@ class CollapseDetector(Callback):
         self.epochs = self.epochs + 1 if classes <= 1 else 0
         if self.epochs == self.patience:
             log.warning(
-                "the classifier has predicted one subtype for every case in %d epochs in a row: "
+                "the classifier has predicted one subtype for every case, %d validations in a row: "
                 "raise optimizer.head_lr, or try sampling.balanced=true or model.detach_head=false",
                 self.epochs,
             )

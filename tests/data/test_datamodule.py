@@ -1,4 +1,7 @@
 import gc
+import multiprocessing
+import os
+import signal
 
 import numpy as np
 import psutil
@@ -46,6 +49,14 @@ def test_workers_see_the_same_patches(tmp_path):
     for a, b in zip(alone.train_dataloader(), with_workers.train_dataloader(), strict=True):
         assert a.name == b.name
         torch.testing.assert_close(a.seed, b.seed)
+
+
+def test_ctrl_c_which_a_terminal_sends_to_all_leaves_the_workers_alone(tmp_path):
+    batches = iter(module(entries(tmp_path, 4), workers=1, steps_per_epoch=9).train_dataloader())
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGINT)
+    assert len(list(batches)) == 8
 
 
 def test_validation_is_whole_cases_and_can_be_bounded(tmp_path):

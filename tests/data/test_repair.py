@@ -136,20 +136,20 @@ def test_a_case_without_mask_and_subtype_teaches_nothing_and_is_left_out(tmp_pat
 
 def test_nnunet_keeps_its_tables_with_the_kept_cases_alone(tmp_path):
     root = tmp_path / "Dataset001_X"
-    for seed, name in enumerate("abc"):
+    for seed, name in enumerate(["a", "b", "=c"]):
         write_case(root / "imagesTr", root / "labelsTr", name, seed)
     save(root / "imagesTs" / "t_0000.nii.gz", ct(1))  # the voxels of b
     facts = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "pancreas": 1, "lesion": 2}}
     (root / "dataset.json").write_text(json.dumps(facts | {"numTraining": 3, "name": "X"}))
-    (root / "subtypes.csv").write_text("Names,Subtype\na.nii.gz,0\nb.nii.gz,1\nc.nii.gz,2\n")
-    folds = [{"train": ["a", "b"], "val": ["c"]}, {"train": ["a", "c"], "val": ["b"]}]
+    (root / "subtypes.csv").write_text("Names,Subtype\na.nii.gz,0\nb.nii.gz,1\n'=c.nii.gz,2\n")
+    folds = [{"train": ["a", "b"], "val": ["=c"]}, {"train": ["a", "=c"], "val": ["b"]}]
     (root / "splits_final.json").write_text(json.dumps(folds))
     fixed = tmp_path / "fixed"
     assert repair("nnunet", root, fixed)["b"].action == "left out: duplicate"
     assert {case.name: case.subtype for case in read_cases("nnunet", fixed)} == {
-        "a": 0, "c": 2, "t": None,
+        "a": 0, "=c": 2, "t": None,
     }  # fmt: skip
-    assert read_official_folds("nnunet", fixed) == [(["a"], ["c"])]
+    assert read_official_folds("nnunet", fixed) == [(["a"], ["=c"])]
     assert json.loads((fixed / "dataset.json").read_text()) == facts | {
         "numTraining": 2, "name": "X",
     }  # fmt: skip

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (5, 4, 3)
 NAMES = {  # of the training and validation cases, by folder
     "train/subtype0": ["quiz_0_001", "quiz_0_002"],
-    "train/subtype1": ["odd, name"],
+    "train/subtype1": ["=odd, name"],
     "train/subtype2": ["quiz_2_004"],
     "validation/subtype1": ["quiz_1_005"],
 }
@@ -72,7 +72,7 @@ def test_nnunets_files_are_as_it_documents_them(quiz, nnunet):
     assert listed == {f"{name}_0000.nii.gz" for name in names}
     assert {path.name for path in (nnunet / "labelsTr").iterdir()} == {f"{n}.nii.gz" for n in names}
     assert [path.name for path in (nnunet / "imagesTs").iterdir()] == ["quiz_077_0000.nii.gz"]
-    assert '"odd, name.nii.gz",1\n' in (nnunet / "subtypes.csv").read_text()
+    assert '"\'=odd, name.nii.gz",1\n' in (nnunet / "subtypes.csv").read_text()
     (fold,) = read_official_folds("nnunet", nnunet)
     assert fold == (sorted(set(names) - {"quiz_1_005"}), ["quiz_1_005"])
     expected = facts("quiz", quiz)

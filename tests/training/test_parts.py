@@ -5,10 +5,12 @@ import pickle
 from types import SimpleNamespace
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.demos.boring_classes import BoringModel
 
 from pancreas_mtl.errors import UsageError
-from pancreas_mtl.training.callbacks import CollapseDetector, History
+from pancreas_mtl.training.callbacks import CollapseDetector, History, LastValidation
 from pancreas_mtl.training.checkpoints import averaged_weights, read_checkpoint
 from pancreas_mtl.training.last_checkpoint import LastCheckpoint
 from pancreas_mtl.training.schedules import ema_decay, learning_rate_factor
@@ -62,6 +64,32 @@ def test_history_has_a_row_per_epoch_and_goes_on_after_a_resume(tmp_path):
     assert [row["train/loss"] for row in rows] == ["2", "0.9", "0.8"]
     assert [row["val/score"] for row in rows] == ["", "0.6", ""]  # 2 was not validated
     assert "train/loss_step" not in rows[0]
+
+
+@pytest.mark.parametrize(("epochs", "validated"), [(5, [3, 5]), (6, [3, 6]), (2, [2])])
+def test_the_last_epoch_is_validated_whatever_the_interval(tmp_path, epochs, validated):
+    seen = []
+
+    class Watched(BoringModel):
+        def on_validation_epoch_end(self):
+            seen.append(self.current_epoch + 1)
+
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        limit_train_batches=2,
+        limit_val_batches=1,
+        check_val_every_n_epoch=3,
+        num_sanity_val_steps=0,
+        callbacks=[LastValidation()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(Watched())
+    assert seen == validated
 
 
 def test_collapse_is_warned_of_once_after_its_patience(caplog):
