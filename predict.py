@@ -13,9 +13,10 @@ from pancreas_mtl import build
 from pancreas_mtl.command import command
 from pancreas_mtl.data.files import claimed, make_folder
 from pancreas_mtl.errors import CaseError
+from pancreas_mtl.inference.calibration import digest_of
 from pancreas_mtl.inference.pipeline import AfterCase, Source, predict_cases
 from pancreas_mtl.inference.predictor import Predictor
-from pancreas_mtl.inference.shards import is_done, join_shards
+from pancreas_mtl.inference.shards import failures_of, is_done, join_shards
 from pancreas_mtl.inference.writer import (
     CaseRecord,
     check_free,
@@ -32,11 +33,14 @@ def main(config: DictConfig) -> None:
     predictor = build.predictor(config)
     facts = run_facts(predictor, build.plain(config))
     facts["fingerprint"] = build.fingerprint_of(facts)
-    failed: list[CaseRecord] = []
-    if not is_done(output_dir, shard, facts["fingerprint"], overwrite=config.overwrite):
+    if is_done(output_dir, shard, facts["fingerprint"], overwrite=config.overwrite):
+        failed = failures_of(output_dir, shard)
+    else:
         sources = build.sources(config, predictor)
+        names = [source.name for source in sources]
+        facts["sources"] = digest_of(names)
         if shard.count > 1:  # the join will move answers there
-            check_free(output_dir, [source.name for source in sources])
+            check_free(output_dir, names)
         failed = _predict(config, predictor, shard.take(sources), shard.folder(output_dir), facts)
     if not join_shards(output_dir, shard.count):
         print(f"{output_dir}: complete when the other shards are done")

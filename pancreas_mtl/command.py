@@ -30,6 +30,8 @@ from pancreas_mtl.help import help_text
 from pancreas_mtl.types import Job
 
 EXIT_USAGE = 2
+ONE_PATH = ("output_dir", "input", "references", "root", "model_folder", "data.root")
+SEVERAL_PATHS = ("model", "predictions", "runs")
 log = logging.getLogger("pancreas_mtl")
 
 
@@ -92,6 +94,7 @@ def _hydra_app(
             if key := unknown_key(config, config_name, _added_keys()):
                 hint = _suggestion(key, known_keys(config_name))
                 raise UsageError(f"{key}: no such key{hint}")
+            _refuse_odd_paths(config)
             with interruption.interruptible():
                 main(config)
         except (UsageError, CaseError, OmegaConfBaseException) as error:
@@ -170,6 +173,18 @@ def _refuse_dashes(arguments: Sequence[str], config_name: str) -> None:
         if argument.startswith("--") and key.replace("-", "_") in known_keys(config_name):
             given = f"{key.replace('-', '_')}={value if has_value else 'VALUE'}"
             raise UsageError(f"{argument}: keys are given as {given}, without dashes")
+
+
+def _refuse_odd_paths(config: DictConfig) -> None:
+    """End where Hydra has read a path as a number, or found several in place of one."""
+    for key in (*ONE_PATH, *SEVERAL_PATHS):
+        value = OmegaConf.select(config, key)
+        several = OmegaConf.is_list(value)
+        if several and key in ONE_PATH:
+            raise UsageError(f"{key}={value}: give one path")
+        for one in value if several else [value]:
+            if isinstance(one, (int, float)):
+                raise UsageError(f"{key}={one}: this is read as a number; write {key}=./{one}")
 
 
 def _suggestion(key: str, known: Iterable[str]) -> str:

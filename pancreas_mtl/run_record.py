@@ -66,6 +66,8 @@ def goes_on(config: DictConfig, run_dir: Path) -> bool:
         return not config.overwrite
     alone = str(config.trainer.devices) == "1" and "WORLD_SIZE" not in os.environ
     record = read_record(run_dir)
+    if config.overwrite and not record.get("overwrite"):
+        return False  # the start that was interrupted did not ask for it
     same = record.get("config") == config_digest(config)
     return alone and same and record.get("status") == "interrupted"
 
@@ -131,6 +133,7 @@ def _note_origin(config: DictConfig, run_dir: Path) -> None:
         "error": None,
         **{key: first.get(key, value) for key, value in origin.items()},
         "experiment": str(config.experiment),
+        "overwrite": bool(config.overwrite),
         "fold": config.fold,
         "seed": config.seed,
         "config": config_digest(config),

@@ -55,6 +55,18 @@ ROOT = Path(__file__).resolve().parent.parent
             "preset=best: choose",
         ),
         (["pancreas_mtl.phantom", "output_dir={tmp}/p", "num_train=-3"], "num_train=-3"),
+        (
+            ["predict", "model=x", "input=20240131", "output_dir={tmp}/p"],
+            "input=20240131: this is read as a number; write input=./20240131",
+        ),
+        (
+            ["pancreas_mtl.evaluate", "predictions=[x,7]", "references=y", "output_dir={tmp}/e"],
+            "predictions=7: this is read as a number",
+        ),
+        (
+            ["pancreas_mtl.evaluate", "predictions=x", "references=[y,z]", "output_dir={tmp}/e"],
+            "references=['y', 'z']: give one path",
+        ),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(arguments, message, tmp_path, tiny_quiz):

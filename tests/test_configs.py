@@ -164,11 +164,23 @@ def test_trainers_leave_the_precision_free(trainer):
     assert config.trainer.max_epochs == 120
 
 
-@pytest.mark.parametrize("epochs", ["-1", "0", "null"])
-def test_a_training_without_end_is_refused_before_any_work(epochs):
-    with pytest.raises(UsageError, match=r"trainer.max_epochs=.*: training has to end"):
-        build.check(composed(f"trainer.max_epochs={epochs}", "output_dir=run"))
-    build.check(composed(f"trainer.max_epochs={epochs}", "+trainer.max_steps=5", "output_dir=run"))
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.max_epochs=-1", "trainer.max_epochs=-1: has to be 1 or more"),
+        ("trainer.max_epochs=null", "trainer.max_epochs=None: has to be a whole number"),
+        ("+trainer.max_steps=5", "trainings end with an epoch; give trainer.max_epochs"),
+        ("validate_every=0", "validate_every=0: has to be 1 or more"),
+        ("patience=0", "patience=0: has to be 1 or more"),
+        ("seed=-1", "seed=-1: has to be 0 or more"),
+        ("optimizer.decay=linear", "optimizer.decay=linear: choose one of cosine, poly"),
+        ("plan.spacing_mm=[0,1,1]", "plan: spacing_mm=.*: give three numbers above 0"),
+        ("plan.patch_size=[64,64]", "plan: patch_size=.*: give three numbers above 0"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused_before_any_work(override, message):
+    with pytest.raises(UsageError, match=message):
+        build.check(composed(override, "output_dir=run"))
 
 
 def test_an_impossible_trainer_is_one_line(tmp_path):

@@ -61,6 +61,8 @@ def test_an_interrupted_run_goes_on_by_the_same_command(tmp_path, monkeypatch):
         assert not goes_on(config(lr=0.2), tmp_path)
         assert not goes_on(config(trainer={"devices": 2}), tmp_path)
     assert not goes_on(config(), tmp_path)
+    note(tmp_path, status="interrupted")
+    assert not goes_on(config(overwrite=True), tmp_path), "the start before did not ask for it"
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert goes_on(config(trainer={"devices": 2}), tmp_path)
 

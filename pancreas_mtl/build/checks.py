@@ -46,10 +46,13 @@ SCALARS: dict[str, Any] = {
     "validate_every": int,
     "overfit_cases": int,
     "workers": int | None,
-    "trainer.max_epochs": int | None,
+    "trainer.max_epochs": int,
     **{f"data.num_{part}": int | None for part in ("train", "validation", "test")},  # phantoms
 }
 """Of what kind the keys are that no dataclass holds."""
+
+LEAST = {"seed": 0, "patience": 1, "validate_every": 1, "trainer.max_epochs": 1}
+"""The smallest values that mean something."""
 
 
 def check(config: DictConfig) -> None:
@@ -68,6 +71,9 @@ def check(config: DictConfig) -> None:
 def _check_values(config: DictConfig) -> None:
     for key, wanted in SCALARS.items():
         check_type(key, OmegaConf.select(config, key), wanted)
+    for key, least in LEAST.items():
+        if (value := OmegaConf.select(config, key)) < least:
+            raise UsageError(f"{key}={value}: has to be {least} or more")
     for section, kind in SECTIONS.items():
         settings(kind, config, section)
     if config.model.head not in HEADS:
@@ -77,9 +83,8 @@ def _check_values(config: DictConfig) -> None:
 
 
 def _check_trainer(config: DictConfig) -> None:
-    epochs = config.trainer.max_epochs
-    if (epochs is None or epochs < 1) and config.trainer.get("max_steps", -1) < 1:
-        raise UsageError(f"trainer.max_epochs={epochs}: training has to end; give 1 or more")
+    if config.trainer.get("max_steps", -1) != -1:
+        raise UsageError("trainer.max_steps: trainings end with an epoch; give trainer.max_epochs")
     for name in config.trainer.keys() - TRAINER_ARGUMENTS:
         hint = did_you_mean(name, TRAINER_ARGUMENTS)
         raise UsageError(f"trainer.{name}: no such argument of Lightning's Trainer{hint}")

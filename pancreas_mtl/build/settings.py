@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig
 
@@ -60,6 +60,8 @@ KINDS: Mapping[Any, tuple[str, tuple[type, ...]]] = {
 
 def check_type(key: str, value: Any, wanted: Any) -> None:
     """Raise a `UsageError` where a plain value is of none of the wanted types."""
+    if get_origin(wanted) is Literal and value not in get_args(wanted):
+        raise UsageError(f"{key}={value}: choose one of {', '.join(map(str, get_args(wanted)))}")
     options = get_args(wanted) if get_origin(wanted) in (Union, UnionType) else (wanted,)
     known = [KINDS.get(get_origin(option) or option) for option in options]
     accepted = [one for one in known if one is not None]

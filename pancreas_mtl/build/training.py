@@ -12,10 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import (
-    Callback,
-    ModelCheckpoint,
-)
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 
@@ -33,6 +30,7 @@ from pancreas_mtl.training.checkpoints import checkpoint_step
 from pancreas_mtl.training.last_checkpoint import (
     AtomicCheckpointIO,
     LastCheckpoint,
+    MovableCheckpoint,
     ResumableEarlyStopping,
 )
 from pancreas_mtl.training.loggers import ResumableWandbLogger
@@ -142,7 +140,7 @@ def callbacks(config: DictConfig, run_dir: Path) -> list[Callback]:
         LastValidation(),
         CollapseDetector(),
         History(run_dir / "metrics.csv"),
-        ModelCheckpoint(
+        MovableCheckpoint(
             dirpath=run_dir / "checkpoints",
             filename="best",
             monitor=SCORE,

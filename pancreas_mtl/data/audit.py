@@ -17,7 +17,7 @@ import numpy as np
 from pancreas_mtl.data.checks import CHECKS, CaseFacts, Finding, check_case
 from pancreas_mtl.data.images import read_grid
 from pancreas_mtl.data.pool import map_in_processes
-from pancreas_mtl.errors import CaseError
+from pancreas_mtl.errors import CaseError, LackOfMemoryError
 from pancreas_mtl.types import Case, Split
 
 SCHEMA = 1
@@ -84,7 +84,7 @@ def audit_cases(cases: Sequence[Case], *, workers: int) -> AuditReport:
     findings: list[Finding] = []
     measured: list[CaseFacts] = []
     for case, result in map_in_processes(check_case, cases, workers=workers, label="audit"):
-        if isinstance(result, CaseError):
+        if isinstance(result, CaseError) and not isinstance(result, LackOfMemoryError):
             findings.append(Finding("unreadable_image", case.name, str(result)))
         elif isinstance(result, Exception):
             raise result

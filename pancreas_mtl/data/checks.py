@@ -20,7 +20,7 @@ from pancreas_mtl.data.images import (
     to_source,
     volume_from_source,
 )
-from pancreas_mtl.errors import CaseError
+from pancreas_mtl.errors import CaseError, LackOfMemoryError
 from pancreas_mtl.types import Case, FloatArray, Label, LabelArray, Triple, TripleMm, Volume
 
 Severity = Literal["error", "warning"]
@@ -96,6 +96,8 @@ def check_case(case: Case) -> tuple[CaseFacts | None, list[Finding]]:
     found = list(_check_labels(case))
     try:
         image = read_image(case.image, warn=notes.append)
+    except LackOfMemoryError:
+        raise
     except CaseError as error:
         found.append(("unreadable_image", str(error)))
         return None, [Finding(code, case.name, message) for code, message in found]
@@ -168,6 +170,8 @@ def _check_mask(case: Case, image: Volume) -> tuple[LabelArray | None, list[Foun
     try:
         mask = read_image(case.mask, warn=notes.append)
         labels = round_labels(mask.array)
+    except LackOfMemoryError:
+        raise
     except CaseError as error:
         return None, [("unreadable_mask", str(error))]
     except ValueError as error:

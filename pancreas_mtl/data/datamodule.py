@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Subset
 
 from pancreas_mtl.data.patches import CaseDataset, PatchDataset, PatchSampler
 from pancreas_mtl.data.preprocess import CacheEntry
+from pancreas_mtl.interruption import SIGNALS
 from pancreas_mtl.types import Batch, Triple
 
 LOADER_TIMEOUT_S = 1800.0  # without a batch, then training stops; reading one takes milliseconds
@@ -110,14 +111,15 @@ class PancreasDataModule(pl.LightningDataModule):
             num_workers=self.config.workers,
             pin_memory=self._on_gpu(),
             timeout=LOADER_TIMEOUT_S if self.config.workers else 0,
-            worker_init_fn=_leave_ctrl_c_to_training,
+            worker_init_fn=_leave_signals_to_training,
         )
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Whole cases, one at a time; each process takes every world_size-th."""
         rank, world_size = self._rank()
         chosen = spread(len(self.validation_entries), self.config.validation_cases)
-        cases = Subset(CaseDataset(self.validation_entries), chosen[rank::world_size])
+        mine = chosen[rank::world_size] or chosen[:1]  # no rank may have none; counted once
+        cases = Subset(CaseDataset(self.validation_entries), mine)
         return DataLoader(cases, batch_size=1, num_workers=0, pin_memory=self._on_gpu())
 
     def _rank(self) -> tuple[int, int]:
@@ -143,6 +145,7 @@ def read_size(patch_size: Triple, margin: float) -> Triple:
     return d, h, w
 
 
-def _leave_ctrl_c_to_training(worker: int) -> None:
-    """A terminal sends it to all its processes, and training still needs batches."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals_to_training(worker: int) -> None:
+    """Terminals and schedulers send them to all processes, and the last step needs its batch."""
+    for signum in (*SIGNALS, signal.SIGINT):
+        signal.signal(signum, signal.SIG_IGN)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import errno
 import fcntl
-import glob
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -61,8 +61,10 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     draft = home / f".{folder.name}.{uuid.uuid4().hex[:8]}"
     old = draft.with_suffix(".old")
     try:
-        for leftover in home.glob(f".{glob.escape(folder.name)}.*"):
-            shutil.rmtree(leftover, ignore_errors=True)  # of a process that was killed
+        draft_name = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{8}}(\.old)?")
+        for leftover in home.iterdir():
+            if draft_name.fullmatch(leftover.name):
+                shutil.rmtree(leftover, ignore_errors=True)  # of a process that was killed
         draft.mkdir()
         yield draft
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,12 @@ class PlanConfig:
     batch_size: int | None = None
     bundle: str | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("spacing_mm", "patch_size"):
+            value = getattr(self, name)
+            if value is not None and not (len(value) == 3 and min(value) > 0):
+                raise UsageError(f"plan: {name}={list(value)}: give three numbers above 0")
+
 
 @dataclass(frozen=True)
 class Topology:

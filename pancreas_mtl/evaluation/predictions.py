@@ -136,6 +136,10 @@ def _images(path: Path) -> dict[str, Path]:
         return {}
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+        if "cases" not in record and (path.parent / "validation").is_dir():
+            raise UsageError(
+                f"{path.parent} is a training, not a prediction: give {path.parent / 'validation'}"
+            )
         return {case["name"]: Path(case["input"]) for case in record["cases"]}
     except UNREADABLE as error:
         raise UsageError(

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pancreas_mtl.data.images import grid_difference, read_grid, read_image, read_mask
-from pancreas_mtl.errors import CaseError
+from pancreas_mtl.errors import CaseError, LackOfMemoryError
 from pancreas_mtl.metrics.lesions import (
     Candidates,
     LesionCounts,
@@ -63,6 +63,8 @@ def score_masks(job: ScoringJob) -> MaskScores:
     try:
         labels = _on_grid(read_mask, job.prediction, reference, job.reference)
         candidates = _candidates(job, reference)
+    except LackOfMemoryError:
+        raise
     except CaseError as error:
         return _worst(reference, error=str(error))
     masks = {name: (region(labels), region(reference.array)) for name, region in REGIONS.items()}

@@ -200,6 +200,8 @@ class Predictor:
         with torch.inference_mode():
             scores = [self._scores(model, image) for model, image in enumerate(images)]
             labels = labels_at(scores, shape, orders=orders)
+            for one in scores:
+                one.complete()
             subtypes = [self._subtype(model, one) for model, one in enumerate(scores)]
             maps = maps_at([one.maps for one in scores], shape, orders=orders)
         entropies = [one.entropy.value for one in scores]

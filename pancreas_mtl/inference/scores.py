@@ -62,6 +62,11 @@ class ModelScores:
             scores = (scores / self._temperature).softmax(dim=0)
         return scores.cpu().numpy()
 
+    def complete(self) -> None:
+        """Look at the last planes, which nobody asks for where the source's slices are thick."""
+        if self._seen < self.shape[1]:
+            self.planes(self._seen, self.shape[1])
+
     @property
     def maps(self) -> dict[str, FloatArray]:
         """What `maps_at` needs of this model, (d, h, w) each."""

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from pancreas_mtl.data.files import one_at_a_time, write_csv, write_json
 from pancreas_mtl.errors import UsageError
+from pancreas_mtl.inference.writer import CaseRecord, read_record, refuse_other_records
 
 T = TypeVar("T")
 RECORD = "run.json"
@@ -63,6 +64,7 @@ def is_done(output_dir: Path, shard: Shard, fingerprint: str, *, overwrite: bool
     """
     if shard.count == 1:
         return False
+    refuse_other_records(output_dir)
     parts = [Shard(index, shard.count).folder(output_dir) for index in range(shard.count)]
     _check_same([_read(path) for path in (output_dir, *parts) if is_complete(path)], fingerprint)
     if not (is_complete(output_dir) or is_complete(shard.folder(output_dir))):
@@ -72,6 +74,13 @@ def is_done(output_dir: Path, shard: Shard, fingerprint: str, *, overwrite: bool
             f"overwrite=true: remove {output_dir} by hand before it is predicted in shards again"
         )
     return True
+
+
+def failures_of(output_dir: Path, shard: Shard) -> list[CaseRecord]:
+    """What a finished part, or the whole if the parts are together, could not predict."""
+    part = shard.folder(output_dir)
+    record = _read(part if is_complete(part) else output_dir)
+    return [read_record(failure) for failure in record["failures"]]
 
 
 def _check_same(records: Sequence[dict[str, Any]], fingerprint: Any) -> None:
@@ -94,6 +103,11 @@ def join_shards(output_dir: Path, count: int) -> bool:
             return False
         records = [_read(part) for part in parts]
         _check_same(records, records[0].get("fingerprint"))
+        if len({record.get("sources") for record in records}) > 1:
+            raise UsageError(
+                f"input has changed between the shards: remove {output_dir / FOLDER} by hand, and "
+                "predict again"
+            )
         for name in {path.relative_to(part) for part in parts for path in part.rglob("*.csv")}:
             _join_tables([part / name for part in parts], output_dir / name)
         for part in parts:
@@ -129,7 +143,8 @@ def _join_tables(parts: Sequence[Path], path: Path) -> None:
     for part in parts:
         if part.exists():
             with part.open(newline="", encoding="utf-8") as file:
-                header, *more = csv.reader(file)
+                first, *more = csv.reader(file)
+                header = max(header, first, key=len)  # a part without cases has fewer columns
                 rows += more
     path.parent.mkdir(exist_ok=True)
     write_csv(path, header, sorted(rows))

@@ -74,6 +74,7 @@ def open_output(
             of another origin under the name of an answer; it cannot be made or written to.
     """
     journal = make_folder(output_dir) / JOURNAL
+    refuse_other_records(output_dir)
     if (output_dir / RECORD).exists() and not overwrite:
         journal.unlink(missing_ok=True)  # of a process that was killed at its very end
         raise UsageError(
@@ -215,14 +216,33 @@ def _answers(output_dir: Path, names: set[str]) -> list[Path]:
 
 
 def check_free(output_dir: Path, names: Collection[str]) -> None:
-    """Refuse to answer where the name of an answer is taken.
+    """Refuse to answer where the name of an answer, or of a table, is taken.
 
     Raises:
         UsageError: there is a file under such a name.
     """
-    for path in _answers(output_dir, set(names)):
+    is_ours = any((output_dir / name).exists() for name in (RECORD, JOURNAL))
+    tables = [] if is_ours else [output_dir / name for name in TABLES]
+    for path in (*_answers(output_dir, set(names)), *(one for one in tables if one.exists())):
         raise UsageError(
             f"output_dir={output_dir} holds {path.name}, which no prediction wrote; give another "
+            "output_dir"
+        )
+
+
+def refuse_other_records(output_dir: Path) -> None:
+    """Refuse a folder whose `run.json` is that of a training.
+
+    Raises:
+        UsageError: it is.
+    """
+    try:
+        record = json.loads((output_dir / RECORD).read_text(encoding="utf-8"))
+    except UNREADABLE:
+        return
+    if isinstance(record, dict) and "cases" not in record:
+        raise UsageError(
+            f"output_dir={output_dir} holds a {RECORD} that no prediction wrote; give another "
             "output_dir"
         )
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pancreas_mtl.data.cases import EXPECTED, fits, read_cases, read_official_folds
-from pancreas_mtl.data.files import atomic_path, reason
+from pancreas_mtl.data.files import atomic_path, link_or_copy, reason
 from pancreas_mtl.data.images import list_files, read_grid, read_mask, write_mask
 from pancreas_mtl.data.names import to_cell
 from pancreas_mtl.data.pool import map_in_processes
@@ -215,18 +215,19 @@ def _write_case(case: Case, *, draft: Path, target: str, link: bool) -> None:
         masks.mkdir(parents=True, exist_ok=True)
         write_mask(masks / f"{case.name}.nii.gz", mask.array, mask.source)
     images.mkdir(parents=True, exist_ok=True)
-    with atomic_path(images / f"{case.name}_0000.nii.gz") as path:
-        _write_image(case.image, path, link=link)
+    _write_image(case.image, images / f"{case.name}_0000.nii.gz", link=link)
 
 
-def _write_image(image: Path, path: Path, *, link: bool) -> None:
+def _write_image(image: Path, destination: Path, *, link: bool) -> None:
     with image.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
         if packed and link:
-            os.link(image.resolve(), path)
-        elif packed:
-            shutil.copyfile(image, path)
-        else:
+            link_or_copy(image.resolve(), destination)
+            return
+        with atomic_path(destination) as path:
+            if packed:
+                shutil.copyfile(image, path)
+                return
             file.seek(0)
             with path.open("wb") as target, gzip.GzipFile("", "wb", 1, target, mtime=0) as stream:
                 shutil.copyfileobj(file, stream)

@@ -229,7 +229,7 @@ def _decoded(path: Path) -> tuple[Any, npt.NDArray[Any]]:
     except MemoryError:
         raise
     except Exception as error:  # each decoder raises kinds of its own
-        syntax = None if dataset is None else dataset.file_meta.TransferSyntaxUID
+        syntax = None if dataset is None else dataset.file_meta.get("TransferSyntaxUID")
         if syntax is not None and not _can_decode(syntax):
             raise CaseError(
                 f"{path} is stored as {syntax.name}, which nothing here decodes: pip install "

@@ -11,7 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io import TorchCheckpointIO
-from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 
 from pancreas_mtl.data.files import atomic_path, remove_leftovers
 from pancreas_mtl.interruption import Interrupted, note_signals
@@ -48,10 +48,13 @@ class LastCheckpoint(Checkpoint):
         self._written_s = 0.0
         self._handlers = ExitStack()
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Listen from now on, instead of Lightning's own handlers."""
         self._handlers.close()
         self._signals = self._handlers.enter_context(note_signals())
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The time runs."""
         self._written_s = self.clock()
 
     def on_train_batch_end(
@@ -122,6 +125,22 @@ class LastCheckpoint(Checkpoint):
     def _stop(self) -> None:
         if self._stopping:
             raise Interrupted(self._signals[0] if self._signals else 15)
+
+
+class MovableCheckpoint(ModelCheckpoint):
+    """The best checkpoint, still known as such after its run's folder was moved."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with what was best, now in this folder."""
+        here = str(self.dirpath)
+
+        def moved(path: str) -> str:
+            return str(Path(here, Path(path).name)) if path else path
+
+        keys = ("best_model_path", "kth_best_model_path", "last_model_path")
+        paths = {key: moved(state_dict[key]) for key in keys}
+        best = {moved(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **paths, "dirpath": here, "best_k_models": best})
 
 
 class ResumableEarlyStopping(EarlyStopping):

@@ -27,7 +27,7 @@ from pancreas_mtl.training.validation import (
     validation_case,
     validation_scores,
 )
-from pancreas_mtl.types import UNKNOWN, Batch, Plan
+from pancreas_mtl.types import UNKNOWN, Batch, MultitaskOutput, Plan
 
 log = logging.getLogger(__name__)
 PROGRESS_BAR = ("whole_pancreas_dsc", "lesion_dsc", "macro_f1")
@@ -71,6 +71,8 @@ class MultitaskModule(pl.LightningModule):
         compile_network: whether training runs through `torch.compile`.
     """
 
+    _forward: Callable[..., MultitaskOutput]
+
     def __init__(
         self,
         network: MultitaskUNet,
@@ -91,7 +93,8 @@ class MultitaskModule(pl.LightningModule):
         self.loss = loss
         self.optimizer_config = optimizer
         self.score_weights = score_weights
-        self._forward = torch.compile(network) if compile_network else network
+        forward = torch.compile(network) if compile_network else network
+        object.__setattr__(self, "_forward", forward)  # no submodule: its weights are the network's
         self._validated: list[ValidationCase] = []
         self.validated: list[ValidationCase] = []  # all cases of the last validation
         self._batches: list[tuple[list[str], Tensor]] = []  # of this step: cases and loss

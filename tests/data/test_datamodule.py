@@ -51,11 +51,12 @@ def test_workers_see_the_same_patches(tmp_path):
         torch.testing.assert_close(a.seed, b.seed)
 
 
-def test_ctrl_c_which_a_terminal_sends_to_all_leaves_the_workers_alone(tmp_path):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_signals_that_are_sent_to_all_processes_leave_the_workers_alone(tmp_path, signum):
     batches = iter(module(entries(tmp_path, 4), workers=1, steps_per_epoch=9).train_dataloader())
     next(batches)
     (worker,) = multiprocessing.active_children()
-    os.kill(worker.pid, signal.SIGINT)
+    os.kill(worker.pid, signum)
     assert len(list(batches)) == 8
 
 

@@ -105,6 +105,18 @@ def test_masks_are_scored_with_each_bias(reference):
     assert wholes == pytest.approx([1, 1, 1, 128 / 138, 128 / 138])
 
 
+def test_the_last_planes_are_seen_though_nobody_asks_for_them():
+    logits = np.random.default_rng(0).normal(size=(3, 6, 4, 4)).astype(np.float32)
+    windows = SimpleNamespace(
+        shape=logits.shape, planes=lambda low, high: torch.from_numpy(logits[:, low:high])
+    )
+    scores = ModelScores(windows, as_probabilities=False, keeps_logits=True)
+    scores.planes(0, 4)
+    scores.complete()
+    scores.complete()
+    np.testing.assert_array_equal(np.concatenate(scores.kept, axis=1), logits)
+
+
 def test_what_a_bias_changes_is_what_prediction_changes_with_it():
     """In another grid than the plan's, with a model's scores as `predict.py` takes them."""
     logits = np.random.default_rng(0).normal(scale=3, size=(3, 6, 9, 8)).astype(np.float32)

@@ -65,6 +65,14 @@ def test_curves_leave_out_empty_cells_and_words(tmp_path):
     }
 
 
+def test_a_training_that_has_not_ended_shows_its_curves(tmp_path):
+    (tmp_path / "metrics.csv").write_text("epoch,val/score\n0,0.5\n")
+    (tmp_path / "run.json").write_text('{"status": "running"}')
+    run = read_run(tmp_path, "run")
+    assert run.curves == {"val/score": [(0, 0.5)]}
+    assert run.cases == ()
+
+
 def test_a_training_takes_the_predictions_of_its_validation(evaluation, tmp_path):
     training = make.write_curves(tmp_path / "training")
     shutil.copytree(evaluation.parent / "evaluation_predictions", training / "validation")

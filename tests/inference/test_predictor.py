@@ -190,6 +190,23 @@ def test_one_bad_case_does_not_stop_the_others(predictor, files, tmp_path):
     assert not (output / JOURNAL).exists()
 
 
+@pytest.mark.parametrize("name", ["subtype_results.csv", "subtype_probabilities.csv"])
+def test_a_table_that_no_prediction_wrote_is_left_alone(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match=f"holds {name}, which no prediction wrote"):
+            open_output(tmp_path, "x", overwrite=overwrite)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_the_record_of_a_training_is_left_alone(tmp_path):
+    (tmp_path / "run.json").write_text('{"status": "finished"}')
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match=r"holds a run.json that no prediction wrote"):
+            open_output(tmp_path, "x", overwrite=overwrite)
+    assert (tmp_path / "run.json").read_text() == '{"status": "finished"}'
+
+
 def test_a_defect_in_one_case_is_recorded(predictor, files, tmp_path, monkeypatch):
     open_output(tmp_path, "x", overwrite=True)
     monkeypatch.setattr(predictor, "finish", lambda *_: 1 / 0)

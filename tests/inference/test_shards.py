@@ -4,7 +4,7 @@ import threading
 import pytest
 
 from pancreas_mtl.errors import UsageError
-from pancreas_mtl.inference.shards import Shard, is_complete, is_done, join_shards
+from pancreas_mtl.inference.shards import Shard, failures_of, is_complete, is_done, join_shards
 from pancreas_mtl.inference.writer import CaseRecord, append, close_output, open_output
 
 NAMES = [f"case{n}" for n in range(7)]
@@ -54,6 +54,37 @@ def test_the_last_part_makes_what_one_process_makes(tmp_path):
     assert other["shards"] == 3
     assert other["failures"] == one["failures"]
     assert [case["name"] for case in other["cases"]] == [case["name"] for case in one["cases"]]
+
+
+def test_a_part_without_answers_does_not_take_the_sets_from_the_others(tmp_path):
+    for index, sets in ((0, (0, 2)), (1, None)):
+        folder = Shard(index, 2).folder(tmp_path)
+        open_output(folder, "A", overwrite=False)
+        probabilities = (0.2, 0.3, 0.5) if sets else None
+        record = CaseRecord(f"case{index}", "x", probabilities, conformal_set=sets)
+        close_output(folder, [record], {"versions": {}, "fingerprint": "A"})
+    assert join_shards(tmp_path, 2)
+    table = (tmp_path / "subtype_probabilities.csv").read_text().splitlines()
+    assert table == ["Names,p0,p1,p2,conformal_set", "case0.nii.gz,0.200000,0.300000,0.500000,0|2"]
+
+
+def test_failures_are_told_again_before_and_after_the_join(tmp_path):
+    for index in (0, 1):
+        shard = Shard(index, 2)
+        predict(shard.folder(tmp_path), shard.take(NAMES), failing=["case4"])
+    assert [one.name for one in failures_of(tmp_path, Shard(0, 2))] == ["case4"]
+    assert failures_of(tmp_path, Shard(1, 2)) == []
+    join_shards(tmp_path, 2)
+    assert [one.name for one in failures_of(tmp_path, Shard(1, 2))] == ["case4"]
+
+
+def test_parts_of_another_input_are_not_joined(tmp_path):
+    for index in (0, 1):
+        folder = Shard(index, 2).folder(tmp_path)
+        open_output(folder, "A", overwrite=False)
+        close_output(folder, [], {"versions": {}, "fingerprint": "A", "sources": str(index)})
+    with pytest.raises(UsageError, match="input has changed between the shards"):
+        join_shards(tmp_path, 2)
 
 
 def test_a_join_that_was_interrupted_is_done_again(tmp_path):

@@ -12,7 +12,7 @@ from pytorch_lightning.demos.boring_classes import BoringModel
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.training.callbacks import CollapseDetector, History, LastValidation
 from pancreas_mtl.training.checkpoints import averaged_weights, read_checkpoint
-from pancreas_mtl.training.last_checkpoint import LastCheckpoint
+from pancreas_mtl.training.last_checkpoint import LastCheckpoint, MovableCheckpoint
 from pancreas_mtl.training.schedules import ema_decay, learning_rate_factor
 from pancreas_mtl.training.validation import ValidationCase, validation_case, validation_scores
 from pancreas_mtl.types import UNKNOWN, Batch
@@ -64,6 +64,23 @@ def test_history_has_a_row_per_epoch_and_goes_on_after_a_resume(tmp_path):
     assert [row["train/loss"] for row in rows] == ["2", "0.9", "0.8"]
     assert [row["val/score"] for row in rows] == ["", "0.6", ""]  # 2 was not validated
     assert "train/loss_step" not in rows[0]
+
+
+def test_a_run_that_was_moved_knows_its_best_checkpoint(tmp_path):
+    first, moved = (
+        MovableCheckpoint(dirpath=tmp_path / name, filename="best", monitor="val/score", mode="max")
+        for name in ("old", "new")
+    )
+    best = str(tmp_path / "old" / "best.ckpt")
+    first.best_model_path = first.kth_best_model_path = best
+    first.best_model_score, first.best_k_models = torch.tensor(0.8), {best: torch.tensor(0.8)}
+    moved.load_state_dict(first.state_dict())
+    here = str(tmp_path / "new" / "best.ckpt")
+    assert (moved.best_model_path, moved.kth_best_model_path) == (here, here)
+    assert moved.best_k_models == {here: 0.8}
+    assert not moved.check_monitor_top_k(
+        SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=bool)), torch.tensor(0.5)
+    )
 
 
 @pytest.mark.parametrize(("epochs", "validated"), [(5, [3, 5]), (6, [3, 6]), (2, [2])])

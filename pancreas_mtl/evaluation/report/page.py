@@ -120,7 +120,9 @@ def picture_title(case: RunCase) -> str:
         if (value := case.scores.get(f"{key}_dsc")) is not None:
             parts.append(f"{name} DSC {value:.3f}")
     if (predicted := case.scores.get("subtype_predicted")) is not None:
-        parts.append(f"subtype {predicted} (reference {case.scores.get('subtype', 'unknown')})")
+        reference = case.scores.get("subtype")
+        shown = "unknown" if reference is None else reference
+        parts.append(f"subtype {predicted} (reference {shown})")
     return "   ".join(parts)
 
 

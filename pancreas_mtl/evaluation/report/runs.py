@@ -133,7 +133,17 @@ def _prediction_folders(folder: Path, metrics: Json | None) -> list[Path]:
     recorded = (metrics or {}).get("predictions") or []
     named = [Path(path) for path in ([recorded] if isinstance(recorded, str) else recorded)]
     found = [path for path in named if path.is_dir()]
-    return found or [path for path in (folder,) if (path / "run.json").is_file()]
+    return found or [path for path in (folder,) if _holds_prediction(path)]
+
+
+def _holds_prediction(folder: Path) -> bool:
+    """Whether its `run.json` is a prediction's; one that is damaged is told of later."""
+    try:
+        return "cases" in json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except OSError:
+        return False
+    except ValueError:
+        return True
 
 
 def _cases(

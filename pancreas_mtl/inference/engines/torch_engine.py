@@ -69,6 +69,9 @@ def choose_device(name: str) -> torch.device:
         raise UsageError(f"device={name}: not a device; use auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device={name}: no CUDA device here; use device=auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise UsageError(f"device={name}: no such GPU; the last one here is cuda:{last}")
     return device
 
 
