@@ -195,7 +195,7 @@ class Tasks:
                 np.save(path, np.full((2, *shape), index % 2, np.float16))
                 entries.append(CacheEntry(path.stem, path, shape, 0, True, 1, nowhere, nowhere))
             sampler = PatchSampler(entries, batch_size=2, steps=batches, seed=0)
-            data = PatchDataset(entries, read_size=(32, 64, 64))
+            data = PatchDataset(entries, patch_size=(32, 64, 64))
             gc.collect()
             before = psutil.Process().memory_full_info().uss
             read_s = _seconds(lambda: list(DataLoader(data, batch_sampler=sampler)) and None)
@@ -219,7 +219,8 @@ def _batches(entries: list[CacheEntry], plan: Plan) -> Any:
     epoch = 0
     while True:
         sampler = PatchSampler(entries, batch_size=plan.batch_size, steps=100, seed=epoch)
-        yield from DataLoader(PatchDataset(entries, read_size=size), batch_sampler=sampler)
+        data = PatchDataset(entries, patch_size=plan.patch_size, read_size=size)
+        yield from DataLoader(data, batch_sampler=sampler)
         epoch += 1
 
 

@@ -106,7 +106,7 @@ class PancreasDataModule(pl.LightningDataModule):
         sampler.set_epoch(epoch, first_batch=first_batch)
         size = read_size(self.patch_size, self.config.read_margin)
         return DataLoader(
-            PatchDataset(self.train_entries, read_size=size),
+            PatchDataset(self.train_entries, patch_size=self.patch_size, read_size=size),
             batch_sampler=sampler,
             num_workers=self.config.workers,
             pin_memory=self._on_gpu(),

@@ -123,17 +123,29 @@ def balanced_weights(subtypes: Sequence[int]) -> npt.NDArray[np.float64]:
 
 
 class PatchDataset(Dataset[Batch]):
-    """Reads and crops single patches, as Batches of one; RAM does not grow with the cases."""
+    """Reads and crops single patches, as Batches of one; RAM does not grow with the cases.
 
-    def __init__(self, entries: Sequence[CacheEntry], *, read_size: Triple) -> None:
+    Args:
+        entries: of the cases.
+        patch_size: of what training sees.
+        read_size: of what is read, larger by an even number along each axis; the patch is its
+            middle, and what lies around it may lie outside the image.
+    """
+
+    def __init__(
+        self, entries: Sequence[CacheEntry], *, patch_size: Triple, read_size: Triple | None = None
+    ) -> None:
         self.entries = list(entries)
-        self.read_size = read_size
+        self.patch_size = patch_size
+        self.read_size = read_size or patch_size
 
     def __getitem__(self, request: PatchRequest) -> Batch:
         """Read one patch of `read_size`; outside the image it is 0, the mean, and background."""
         entry = self.entries[request.case]
-        start = patch_start(entry, request, self.read_size)
-        return _as_batch(entry, crop(entry.open(), start, self.read_size), request.seed)
+        start = patch_start(entry, request, self.patch_size)
+        sizes = zip(start, self.read_size, self.patch_size, strict=True)
+        d, h, w = (first - (read - patch) // 2 for first, read, patch in sizes)
+        return _as_batch(entry, crop(entry.open(), (d, h, w), self.read_size), request.seed)
 
 
 class CaseDataset(Dataset[Batch]):

@@ -115,13 +115,27 @@ def test_crop_pads_the_mask_with_background():
 def test_patch_holds_what_the_file_holds(tmp_path):
     one = entry(tmp_path)
     request = PatchRequest(0, Label.LESION, seed=5)
-    batch = PatchDataset([one], read_size=(4, 6, 8))[request]
+    batch = PatchDataset([one], patch_size=(4, 6, 8))[request]
     d, h, w = patch_start(one, request, (4, 6, 8))
     expected = np.asarray(one.open()[0, d : d + 4, h : h + 6, w : w + 8], np.float32)
     np.testing.assert_array_equal(batch.image[0].numpy(), expected)
     assert batch.image.shape == batch.mask.shape == (1, 4, 6, 8)
     assert (batch.mask == Label.LESION).sum() == 1
     assert int(batch.seed) == 5
+
+
+def test_a_lesion_at_the_border_is_in_its_patch_whatever_is_read_around_it(tmp_path):
+    one = entry(tmp_path, lesion=((0, 0, 13),))
+    data = PatchDataset([one], patch_size=(4, 6, 8), read_size=(8, 10, 12))
+    batch = data[PatchRequest(0, Label.LESION, seed=5)]
+    patch = batch.mask[0, 2:-2, 2:-2, 2:-2]
+    assert patch.shape == (4, 6, 8)
+    assert patch[0, 0, -1] == Label.LESION
+    np.testing.assert_array_equal(
+        batch.image[0, 2:-2, 2:-2, 2:-2].numpy(),
+        np.asarray(one.open()[0, :4, :6, -8:], np.float32),
+    )
+    assert (batch.image[0, :2] == 0).all(), "outside the image"
 
 
 def test_unknown_subtype_and_whole_cases(tmp_path):
