@@ -93,7 +93,8 @@ def audit_cases(cases: Sequence[Case], *, workers: int) -> AuditReport:
             findings += found
             measured += [facts] if facts else []
     measured.sort(key=lambda facts: facts.name)
-    findings += _duplicates(cases, measured)
+    flawed = {finding.case for finding in findings if finding.severity == "error"}
+    findings += _duplicates(cases, measured, flawed)
     findings += _unusual_orientations(measured)
     order = list(CHECKS)
     findings.sort(key=lambda finding: (order.index(finding.code), finding.case, finding.message))
@@ -111,14 +112,20 @@ def largest_case_bytes(cases: Iterable[Case]) -> int:
     return _BYTES_PER_VOXEL * max(sizes)
 
 
-def _duplicates(cases: Sequence[Case], measured: list[CaseFacts]) -> Iterator[Finding]:
-    """Images with the same voxels; the copy that should go is the one nearest to training."""
+def _duplicates(
+    cases: Sequence[Case], measured: list[CaseFacts], flawed: set[str]
+) -> Iterator[Finding]:
+    """Images with the same voxels; the copy nearest to training should go, or one with an error."""
     split_of = {case.name: case.split for case in cases}
     copies: dict[str, list[str]] = defaultdict(list)
     for facts in measured:
         copies[facts.digest].append(facts.name)
+
+    def worth(name: str) -> tuple[int, bool, str]:
+        return _PARTS.index(split_of[name]), name in flawed, name
+
     for names in copies.values():
-        kept, *others = sorted(names, key=lambda name: (_PARTS.index(split_of[name]), name))
+        kept, *others = sorted(names, key=worth)
         for name in others:
             code = "duplicate_in_test" if split_of[name] == "test" else "duplicate"
             message = f"in {split_of[name]}, has the voxels of {kept}, in {split_of[kept]}"

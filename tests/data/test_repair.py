@@ -121,6 +121,19 @@ def test_the_text_lists_each_kind_of_action_once(quiz, tmp_path):
     assert len(lines) == 7
 
 
+def test_of_two_copies_the_sound_one_is_kept(tmp_path):
+    zero, one = tmp_path / "quiz" / "train" / "subtype0", tmp_path / "quiz" / "train" / "subtype1"
+    write_case(one, one, "quiz_0_900", 1)  # in the folder of another subtype
+    write_case(zero, zero, "quiz_0_901", 1)
+    write_case(zero, zero, "quiz_0_902", 2, mask=labels() * 0)
+    write_case(zero, zero, "quiz_0_903", 2)
+    repairs = repair("quiz", tmp_path / "quiz", tmp_path / "fixed")
+    actions = {name: one.action for name, one in repairs.items()}
+    assert actions["quiz_0_901"] == actions["quiz_0_903"] == "copied"
+    assert actions["quiz_0_900"].startswith("left out: ")
+    assert actions["quiz_0_902"].startswith("left out: ")
+
+
 def test_a_case_without_mask_and_subtype_teaches_nothing_and_is_left_out(tmp_path):
     root = tmp_path / "Dataset001_X"
     write_case(root / "imagesTr", root / "labelsTr", "a", 1)
