@@ -71,7 +71,7 @@ def choose_device(name: str) -> torch.device:
         raise UsageError(f"device={name}: no CUDA device here; use device=auto")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         last = torch.cuda.device_count() - 1
-        raise UsageError(f"device={name}: no such GPU; the last one here is cuda:{last}")
+        raise UsageError(f"device={name}: no such GPU; use cuda:{last} at most, or auto")
     return device
 
 
