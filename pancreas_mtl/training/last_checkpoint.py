@@ -48,13 +48,10 @@ class LastCheckpoint(Checkpoint):
         self._written_s = 0.0
         self._handlers = ExitStack()
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Listen from now on, instead of Lightning's own handlers."""
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen from now on, instead of Lightning's own handlers, which come after `setup`."""
         self._handlers.close()
         self._signals = self._handlers.enter_context(note_signals())
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The time runs."""
         self._written_s = self.clock()
 
     def on_train_batch_end(
