@@ -61,7 +61,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     draft = home / f".{folder.name}.{uuid.uuid4().hex[:8]}"
     old = draft.with_suffix(".old")
     try:
-        draft_name = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{8}}(\.old)?")
+        draft_name = re.compile(rf"\.{re.escape(folder.name)}\.([0-9a-f]{{8}}|old)")
         for leftover in home.iterdir():
             if draft_name.fullmatch(leftover.name):
                 shutil.rmtree(leftover, ignore_errors=True)  # of a process that was killed
