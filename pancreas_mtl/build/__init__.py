@@ -1,4 +1,4 @@
-"""From configuration to objects: nothing that it calls knows Hydra.
+"""From configuration to objects, which know nothing of Hydra.
 
 settings    sections become dataclasses, mistyped keys are named
 checks      what else is wrong with a configuration, before any work
