@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pancreas_mtl.data.files import read_csv, reason
-from pancreas_mtl.data.images import case_name, find_images, list_files, listing
-from pancreas_mtl.data.names import from_cell, name_problem
+from pancreas_mtl.data.images import find_images, list_files, listing
+from pancreas_mtl.data.names import case_name, from_cell, name_problem
 from pancreas_mtl.data.nifti import SUFFIXES
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.types import NUM_LABELS, NUM_SUBTYPES, Case, Split
@@ -255,7 +255,7 @@ def _table_row(row: dict[str, Any]) -> tuple[str, int | None]:
     if value not in {"", "0", "1", "2"} or len(row) > 2:
         raise ValueError(f"{name} with subtype {value}")
     try:
-        return case_name(Path(from_cell(name))), int(value) if value else None
+        return from_cell(name), int(value) if value else None
     except ValueError as error:
         raise ValueError(f"{name!a} {error}") from None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,13 +19,13 @@ import numpy.typing as npt
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
 from pancreas_mtl.data import nifti
+from pancreas_mtl.data.names import IMAGE_MARK, SUFFIX, case_name
 from pancreas_mtl.data.pool import free_ram_bytes
 from pancreas_mtl.errors import CaseError, LackOfMemoryError, UsageError
 from pancreas_mtl.types import NUM_LABELS, LabelArray, SourceGrid, Triple, TripleMm, Volume
 
 LABEL_TOLERANCE = 1e-3  # masks hold values such as 1.0000152587890625 where 1 is meant
 GRID_TOLERANCE = 0.1  # of the smallest spacing, at the corners of two grids that count as one
-_SUFFIX = re.compile(r"\.(nii(\.gz)?|mha|mhd|nrrd|nhdr|hdr|mgz)$", re.IGNORECASE)
 _CANONICAL = axcodes2ornt(("L", "P", "S"))  # of (W, H, D)
 
 
@@ -228,12 +227,6 @@ def _new_header(grid: SourceGrid) -> Any:
     return header
 
 
-def case_name(path: Path) -> str:
-    """The case's name: the file's without `.nii.gz` or `.nii` and without nnU-Net's `_0000`."""
-    stem = _SUFFIX.sub("", path.name)
-    return re.sub(r"(?<=.)_0000$", "", stem)
-
-
 def find_images(path: Path) -> list[Path]:
     """The images that `path` stands for: itself, or the NIfTI files in a folder, sorted by name.
 
@@ -258,7 +251,7 @@ def find_images(path: Path) -> list[Path]:
         raise UsageError(
             f"{path} holds no .nii or .nii.gz file{kinds}: give a folder of CTs in NIfTI, or one"
         )
-    found = [file for file in files if _SUFFIX.search(file.name)]
+    found = [file for file in files if SUFFIX.search(file.name)]
     marked = {case_name(file) for file in found if _is_marked(file)}
     images: dict[str, Path] = {}
     for file in found:
@@ -291,4 +284,4 @@ def listing(folder: Path) -> Iterator[None]:
 
 
 def _is_marked(file: Path) -> bool:
-    return _SUFFIX.sub("", file.name).endswith("_0000")
+    return SUFFIX.sub("", file.name).endswith(IMAGE_MARK)

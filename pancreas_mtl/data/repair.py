@@ -20,8 +20,8 @@ from typing import Any
 
 from pancreas_mtl.data.audit import LISTED, AuditReport
 from pancreas_mtl.data.files import reason
-from pancreas_mtl.data.images import case_name, read_image, read_mask, write_mask, write_volume
-from pancreas_mtl.data.names import from_cell
+from pancreas_mtl.data.images import read_image, read_mask, write_mask, write_volume
+from pancreas_mtl.data.names import case_name, from_cell
 from pancreas_mtl.data.pool import map_in_processes
 from pancreas_mtl.errors import CaseError, UsageError
 from pancreas_mtl.types import Case
@@ -156,7 +156,7 @@ def _write_tables(root: Path, draft: Path, kept: list[Case]) -> None:
         with table.open(newline="", encoding="utf-8-sig") as file:
             header, *rows = csv.reader(file)
         with (draft / table.name).open("w", newline="", encoding="utf-8") as file:
-            rows = [row for row in rows if row and case_name(Path(from_cell(row[0]))) in names]
+            rows = [row for row in rows if row and from_cell(row[0]) in names]
             csv.writer(file, lineterminator="\n").writerows([header, *rows])
     if (folds := root / "splits_final.json").exists():
         filtered = [

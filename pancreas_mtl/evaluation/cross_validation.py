@@ -37,9 +37,9 @@ from pancreas_mtl.evaluation.predictions import read_predictions
 from pancreas_mtl.evaluation.references import Reference
 from pancreas_mtl.inference.calibration import save_calibration
 from pancreas_mtl.inference.card import save_member_card
+from pancreas_mtl.inference.record import RECORD
 from pancreas_mtl.inference.writer import (
     JOURNAL,
-    RECORD,
     CaseRecord,
     close_output,
     open_output,
@@ -108,7 +108,7 @@ def find_runs(paths: Iterable[Path]) -> dict[str, Path]:
             raise UsageError(f"runs={path}: no training run in it; give the output_dir of train.py")
         found += runs
     for run in found:
-        if not (run / OOF / "run.json").exists():
+        if not (run / OOF / RECORD).exists():
             raise UsageError(f"runs: {run} is not finished: repeat its command with resume=true")
     unique = len({run.name for run in found}) == len(found)
     return {run.name if unique else f"{n}-{run.name}": run for n, run in enumerate(found)}

@@ -25,7 +25,6 @@ import numpy as np
 from pancreas_mtl.data.files import link_or_copy, write_csv
 from pancreas_mtl.data.images import (
     canonical_shape,
-    case_name,
     read_image,
     read_mask,
     write_mask,
@@ -238,6 +237,6 @@ def read_losses(path: Path) -> dict[str, tuple[float, ...]]:
             header, *rows = csv.reader(file)
         if len(header) != 1 + len(MASK_TEMPERATURES):
             raise ValueError("other temperatures")
-        return {case_name(Path(from_cell(row[0]))): tuple(map(float, row[1:])) for row in rows}
+        return {from_cell(row[0]): tuple(map(float, row[1:])) for row in rows}
     except (OSError, ValueError, IndexError) as error:
         raise UsageError(f"{path}: not readable ({error}); train the run again") from error

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pancreas_mtl.data.cases import read_subtypes
-from pancreas_mtl.data.files import UNREADABLE, read_csv, reason
-from pancreas_mtl.data.images import case_name
+from pancreas_mtl.data.files import read_csv
 from pancreas_mtl.data.names import from_cell
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluation.references import masks_by_case
+from pancreas_mtl.inference.record import read_prediction_record
 from pancreas_mtl.types import NUM_SUBTYPES
 
 SUM_TOLERANCE = 1e-3  # of probabilities that are written with a few digits
@@ -69,7 +68,7 @@ def _read_folder(folder: Path) -> dict[str, Prediction]:
     candidates = masks_by_case(folder / "lesion_candidates")
     subtypes = read_subtypes(folder / "subtype_results.csv") or {}
     probabilities, sets = _probabilities(folder / "subtype_probabilities.csv")
-    images = _images(folder / "run.json")
+    images = _images(folder)
     predictions = {}
     for name in sorted({*masks, *subtypes, *probabilities}):
         own = probabilities.get(name)
@@ -99,7 +98,7 @@ def _probabilities(
         raise UsageError(f"{path}: header {header}: it must be Names,p0,p1,p2")
     for line, row in rows:
         try:
-            name = case_name(Path(from_cell(row.get("Names") or "")))
+            name = from_cell(row.get("Names") or "")
             if name in probabilities:
                 raise ValueError("a second time")
             probabilities[name] = _distribution(row)
@@ -130,18 +129,9 @@ def _members(text: str) -> tuple[int, ...]:
     return members
 
 
-def _images(path: Path) -> dict[str, Path]:
-    """The input of each case, from `run.json`; none where there is no such file."""
-    if not path.exists():
-        return {}
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if "cases" not in record and (path.parent / "validation").is_dir():
-            raise UsageError(
-                f"{path.parent} is a training, not a prediction: give {path.parent / 'validation'}"
-            )
-        return {case["name"]: Path(case["input"]) for case in record["cases"]}
-    except UNREADABLE as error:
-        raise UsageError(
-            f"{path} cannot be read ({reason(error)}): predict again, or remove it"
-        ) from None
+def _images(folder: Path) -> dict[str, Path]:
+    """The input of each case, from `run.json`; none where no prediction wrote such a file."""
+    record = read_prediction_record(folder)
+    if record is None and (folder / "validation").is_dir():
+        raise UsageError(f"{folder} is a training, not a prediction: give {folder / 'validation'}")
+    return {case["name"]: Path(case["input"]) for case in record["cases"]} if record else {}

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pancreas_mtl.data.cases import read_subtypes, subtype_in_name
-from pancreas_mtl.data.images import case_name, list_files
+from pancreas_mtl.data.images import list_files
+from pancreas_mtl.data.names import case_name
 from pancreas_mtl.data.nifti import SUFFIXES
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.types import NUM_SUBTYPES

@@ -17,13 +17,12 @@ import torch
 
 from pancreas_mtl.data.checks import intensity_doubts
 from pancreas_mtl.data.images import (
-    case_name,
     geometry_warnings,
     read_image,
     write_mask,
     write_volume,
 )
-from pancreas_mtl.data.names import name_problem
+from pancreas_mtl.data.names import case_name, name_problem
 from pancreas_mtl.data.pool import progress
 from pancreas_mtl.errors import CaseError, LackOfMemoryError
 from pancreas_mtl.inference.predictor import Inferred, Predictor

@@ -7,7 +7,6 @@ the parts together. So shards may run on any node, at any time, again and again.
 from __future__ import annotations
 
 import csv
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -17,10 +16,10 @@ from typing import Any, TypeVar
 
 from pancreas_mtl.data.files import one_at_a_time, write_csv, write_json
 from pancreas_mtl.errors import UsageError
+from pancreas_mtl.inference.record import RECORD, read_prediction_record
 from pancreas_mtl.inference.writer import CaseRecord, read_record, refuse_other_records
 
 T = TypeVar("T")
-RECORD = "run.json"
 FOLDER = "shards"
 
 
@@ -66,7 +65,7 @@ def is_done(output_dir: Path, shard: Shard, fingerprint: str, *, overwrite: bool
         return False
     refuse_other_records(output_dir)
     parts = [Shard(index, shard.count).folder(output_dir) for index in range(shard.count)]
-    _check_same([_read(path) for path in (output_dir, *parts) if is_complete(path)], fingerprint)
+    _check_same(_records([output_dir, *parts]), fingerprint)
     if not (is_complete(output_dir) or is_complete(shard.folder(output_dir))):
         return False
     if overwrite:
@@ -79,7 +78,7 @@ def is_done(output_dir: Path, shard: Shard, fingerprint: str, *, overwrite: bool
 def failures_of(output_dir: Path, shard: Shard) -> list[CaseRecord]:
     """What a finished part, or the whole if the parts are together, could not predict."""
     part = shard.folder(output_dir)
-    record = _read(part if is_complete(part) else output_dir)
+    [record] = _records([part if is_complete(part) else output_dir])
     return [read_record(failure) for failure in record["failures"]]
 
 
@@ -99,9 +98,9 @@ def join_shards(output_dir: Path, count: int) -> bool:
         if is_complete(output_dir):
             return True
         parts = [Shard(index, count).folder(output_dir) for index in range(count)]
-        if not all(is_complete(part) for part in parts):
+        records = _records(parts)
+        if len(records) < count:
             return False
-        records = [_read(part) for part in parts]
         _check_same(records, records[0].get("fingerprint"))
         if len({record.get("sources") for record in records}) > 1:
             raise UsageError(
@@ -122,8 +121,9 @@ def is_complete(folder: Path) -> bool:
     return (folder / RECORD).exists()
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / RECORD).read_text(encoding="utf-8")))
+def _records(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """What the complete ones say."""
+    return [record for folder in folders if (record := read_prediction_record(folder))]
 
 
 def _joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -28,11 +28,11 @@ from pancreas_mtl.data.names import name_problem, to_cell
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.inference.maps import MAPS, PREVIEWS
 from pancreas_mtl.inference.predictor import Predictor
+from pancreas_mtl.inference.record import RECORD, read_prediction_record
 from pancreas_mtl.types import NUM_SUBTYPES
 
 JOURNAL = "journal.jsonl"
 NO_SUBTYPES = "none: no model has a subtype head, so the column Subtype is empty"
-RECORD = "run.json"
 TABLES = ("subtype_results.csv", "subtype_probabilities.csv", RECORD, JOURNAL)
 ANSWERS = (  # of one case, by its name
     *("{}.nii.gz", "{}.seg.dcm", "{}.sr.dcm"),
@@ -202,10 +202,10 @@ def _read_journal(path: Path) -> _Journal | None:
 def _names_of_run(output_dir: Path) -> set[str]:
     """The cases of a finished prediction, none where there is none."""
     try:
-        record = json.loads((output_dir / RECORD).read_text(encoding="utf-8"))
-        return {str(case["name"]) for key in ("cases", "failures") for case in record[key]}
-    except UNREADABLE:
+        record = read_prediction_record(output_dir) or {"cases": [], "failures": []}
+    except UsageError:  # damaged
         return set()
+    return {str(case["name"]) for case in (*record["cases"], *record["failures"])}
 
 
 def _answers(output_dir: Path, names: set[str]) -> list[Path]:
@@ -237,10 +237,10 @@ def refuse_other_records(output_dir: Path) -> None:
         UsageError: it is.
     """
     try:
-        record = json.loads((output_dir / RECORD).read_text(encoding="utf-8"))
-    except UNREADABLE:
+        is_other = (output_dir / RECORD).exists() and read_prediction_record(output_dir) is None
+    except UsageError:  # damaged, so of unknown origin
         return
-    if isinstance(record, dict) and "cases" not in record:
+    if is_other:
         raise UsageError(
             f"output_dir={output_dir} holds a {RECORD} that no prediction wrote; give another "
             "output_dir"

@@ -7,7 +7,6 @@ import pytest
 
 from pancreas_mtl.data.images import (
     canonical_shape,
-    case_name,
     find_images,
     geometry_warnings,
     grid_difference,
@@ -19,6 +18,7 @@ from pancreas_mtl.data.images import (
     write_mask,
     write_volume,
 )
+from pancreas_mtl.data.names import case_name
 from pancreas_mtl.errors import CaseError, UsageError
 from pancreas_mtl.types import SourceGrid
 

@@ -42,6 +42,18 @@ def test_names_that_nothing_can_carry(name):
 
 
 @pytest.mark.parametrize(
+    ("name", "problem"), [(" a", "a blank"), ("a ", "a blank"), ("a_0000", "marks an image")]
+)
+def test_names_that_a_table_would_give_back_changed(name, problem):
+    assert problem in name_problem(name)
+
+
+@pytest.mark.parametrize("cell", ["a", "a.nii", "a.nii.gz", "a_0000.nii.gz", " a.nii.gz "])
+def test_a_cell_names_a_case_or_its_file(cell):
+    assert from_cell(cell) == "a"
+
+
+@pytest.mark.parametrize(
     ("row", "message"),
     [
         ("../../etc/passwd,1", "leads to another folder"),

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from pancreas_mtl.data.files import UNREADABLE, read_yaml, reason
-from pancreas_mtl.data.images import case_name
+from pancreas_mtl.data.names import case_name
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluation.predictions import Prediction, read_predictions
+from pancreas_mtl.inference.record import RECORD, read_prediction_record
 
 Json = Mapping[str, Any]
 
@@ -106,10 +107,10 @@ def read_run(folder: Path, name: str, number: int = 0) -> Run:
     """
     if not folder.is_dir():
         raise UsageError(f"runs: {folder} is no folder; give the output folders of runs")
-    metrics = _read_json(folder / "metrics.json")
+    metrics = _read_metrics(folder / "metrics.json")
     curves = _read_curves(folder / "metrics.csv")
     predictions = _prediction_folders(folder, metrics)
-    records = [record for path in predictions if (record := _read_json(path / "run.json"))]
+    records = [record for path in predictions if (record := read_prediction_record(path))]
     if metrics is None and not curves and not records:
         raise UsageError(
             f"{folder}: no metrics.json, metrics.csv or run.json here: give the output folder of "
@@ -128,22 +129,12 @@ def read_run(folder: Path, name: str, number: int = 0) -> Run:
 
 def _prediction_folders(folder: Path, metrics: Json | None) -> list[Path]:
     """The folder of a training's validation; else those that the metrics name; else this one."""
-    if (folder / "validation" / "run.json").is_file():
+    if (folder / "validation" / RECORD).is_file():
         return [folder / "validation"]
     recorded = (metrics or {}).get("predictions") or []
     named = [Path(path) for path in ([recorded] if isinstance(recorded, str) else recorded)]
     found = [path for path in named if path.is_dir()]
-    return found or [path for path in (folder,) if _holds_prediction(path)]
-
-
-def _holds_prediction(folder: Path) -> bool:
-    """Whether its `run.json` is a prediction's; one that is damaged is told of later."""
-    try:
-        return "cases" in json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except OSError:
-        return False
-    except ValueError:
-        return True
+    return found or [path for path in (folder,) if read_prediction_record(path)]
 
 
 def _cases(
@@ -194,7 +185,7 @@ def _index_masks(folder: str | None) -> dict[str, Path]:
     }
 
 
-def _read_json(path: Path) -> Json | None:
+def _read_metrics(path: Path) -> Json | None:
     if not path.is_file():
         return None
     try:
