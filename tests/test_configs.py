@@ -81,6 +81,20 @@ def test_debug_goes_with_every_experiment_and_adds_no_key(debug, default_keys):
     assert f"python train.py debug={debug}" in "\n".join(header)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "wanted"), [(["trainer=auto"], 1), (["trainer=ddp", "trainer.devices=2"], 2)]
+)
+def test_torchrun_starts_as_many_processes_as_the_trainer_has(monkeypatch, overrides, wanted):
+    config = composed(*overrides, "trainer.accelerator=cpu", "output_dir=run")
+    ranks = {"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "x"}
+    for name, value in (ranks | {"WORLD_SIZE": "3"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=rf"torchrun started 3 .* is {wanted}: use trainer=ddp"):
+        build.check(config)
+    monkeypatch.setenv("WORLD_SIZE", str(wanted))
+    build.check(config)
+
+
 def test_overfitting_changes_nothing_by_augmentation():
     config = composed("experiment=aggressive", "debug=overfit")
     assert {v for k, v in config.augment.items() if k.endswith("_p")} == {0.0}

@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.plugins.environments import TorchElasticEnvironment
 
 from pancreas_mtl.build.settings import check_type, settings
 from pancreas_mtl.build.training import lightning_trainer, network
@@ -97,7 +98,21 @@ def _check_trainer(config: DictConfig) -> None:
             "logger.tensorboard=true: tensorboard is not installed; "
             "pip install 'pancreas-mtl[tensorboard]'"
         )
-    lightning_trainer(config, Path(config.output_dir), logger=False)
+    _check_processes(lightning_trainer(config, Path(config.output_dir), logger=False))
+
+
+def _check_processes(trainer: pl.Trainer) -> None:
+    """Raise a `UsageError` where torchrun started another number of them than `trainer` asks for.
+
+    Lightning would say so after the data are prepared, or each would train alone in one folder.
+    """
+    wanted = trainer.num_devices * trainer.num_nodes
+    if TorchElasticEnvironment.detect() and TorchElasticEnvironment().world_size() != wanted:
+        raise UsageError(
+            f"torchrun started {TorchElasticEnvironment().world_size()} processes, and "
+            f"trainer.devices times trainer.num_nodes is {wanted}: use trainer=ddp, and give both "
+            "the same"
+        )
 
 
 def _check_weights(config: DictConfig) -> None:

@@ -51,13 +51,14 @@ def test_workers_see_the_same_patches(tmp_path):
         torch.testing.assert_close(a.seed, b.seed)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_signals_that_are_sent_to_all_processes_leave_the_workers_alone(tmp_path, signum):
+def test_signals_that_are_sent_to_all_processes_leave_the_workers_alone(tmp_path):
     batches = iter(module(entries(tmp_path, 4), workers=1, steps_per_epoch=9).train_dataloader())
     next(batches)
     (worker,) = multiprocessing.active_children()
-    os.kill(worker.pid, signum)
-    assert len(list(batches)) == 8
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        os.kill(worker.pid, signum)
+        next(batches)
+    assert len(list(batches)) == 5
 
 
 def test_validation_is_whole_cases_and_can_be_bounded(tmp_path):
