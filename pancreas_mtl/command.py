@@ -66,7 +66,8 @@ def command(
                 _say("interrupted")
                 sys.exit(130)
             except interruption.Interrupted as stop:
-                _say(f"{stop}; the same command goes on")
+                resume = " with resume=true" if has_siblings() else ""
+                _say(f"{stop}; the same command{resume} goes on")
                 sys.exit(interruption.EXIT_CODE if is_first_process() else 0)
             finally:
                 errors += _end_of_jobs(after_jobs)

@@ -96,6 +96,11 @@ def _existing_run(config: DictConfig, run_dir: Path) -> Path | None:
             f"output_dir={run_dir} holds a run: go on with it by resume=true, start anew by "
             "overwrite=true, or give another output_dir"
         )
+    if has_siblings():
+        raise UsageError(
+            f"overwrite=true: the processes beside this one may have read the old run already; "
+            f"remove {run_dir} by hand"
+        )
     for name in CONTENTS:
         path = run_dir / name
         if path.is_dir():

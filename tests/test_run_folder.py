@@ -75,6 +75,14 @@ def test_overwriting_that_was_killed_is_finished_by_the_same_command(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "train.log"]
 
 
+def test_processes_that_start_at_once_replace_no_run(tmp_path, monkeypatch):
+    open_run(config(), tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match=r"may have read the old run already; remove .* by hand"):
+        open_run(config(overwrite=True), tmp_path)
+    assert (tmp_path / "config.yaml").exists()
+
+
 @pytest.mark.parametrize("name", ["bundle", "metrics.json", "report.html", "validation"])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_files_that_no_run_marks_as_its_own_are_left_alone(tmp_path, name, overwrite):

@@ -2,7 +2,8 @@
 
 A step whose product is there is done; a training that was interrupted goes on at its checkpoint. A
 trial is locked while it runs, so several processes can work on the same folder. What needs others
-waits until they are finished, and keeps a note of which bundles it was made from.
+waits until they are finished, and keeps a note of which bundles it was made from. Whoever stops
+this process stops the running steps with it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,7 @@ from pancreas_mtl.data.files import write_json
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluation.trials import Laboratory, Step, Trial, bundle_of, steps
 from pancreas_mtl.inference.bundle import bundle_digest
+from pancreas_mtl.interruption import EXIT_CODE
 
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]  # where train.py and predict.py lie
@@ -46,11 +49,16 @@ def run_trials(trials: Sequence[Trial], laboratory: Laboratory, *, jobs: int) ->
         _claim(trial, laboratory.folder(trial))
     outcomes: list[str | None] = []
     left = list(trials)
+    processes = _Processes()
     while left:
         names = {trial.configuration for trial in left}
         ready = [t for t in left if not t.needs & names] or left  # or they need each other
         with ThreadPoolExecutor(max(1, jobs)) as pool:
-            outcomes += pool.map(lambda trial: _run(trial, trials, laboratory), ready)
+            try:
+                outcomes += pool.map(lambda one: _run(one, trials, laboratory, processes), ready)
+            except BaseException:  # Ctrl-C, or a signal
+                processes.stop()
+                raise
         left = [trial for trial in left if trial not in ready]
     return [outcome for outcome in outcomes if outcome is not None]
 
@@ -81,7 +89,36 @@ def _claim(trial: Trial, folder: Path) -> None:
         )
 
 
-def _run(trial: Trial, trials: Sequence[Trial], laboratory: Laboratory) -> str | None:
+class _Processes:
+    """The running steps; after `stop` they end, a training with its checkpoint, and none begins."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._stopped = False
+        self._lock = threading.Lock()
+
+    def run(self, arguments: Sequence[str], **options: Any) -> int:
+        """The exit code of a Python process with these arguments."""
+        with self._lock:
+            if self._stopped:
+                return EXIT_CODE
+            process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, **options)
+            self._running.add(process)
+        code = process.wait()
+        with self._lock:
+            self._running.remove(process)
+        return code
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.terminate()
+
+
+def _run(
+    trial: Trial, trials: Sequence[Trial], laboratory: Laboratory, processes: _Processes
+) -> str | None:
     """Run the steps that are missing; what went wrong, None if nothing did."""
     folder = laboratory.folder(trial)
     with _lock(folder) as lock:
@@ -95,7 +132,7 @@ def _run(trial: Trial, trials: Sequence[Trial], laboratory: Laboratory) -> str |
             if step.is_done:
                 continue
             log.info("%s: %s", trial.name, step.name)
-            if code := _call(step, folder, laboratory.threads, lock):
+            if code := _call(step, folder, laboratory.threads, lock, processes):
                 return (
                     f"{trial.name}: {step.name} ended with exit code {code}; see {folder}/log.txt"
                 )
@@ -118,7 +155,7 @@ def _problem(trial: Trial, needed: Sequence[Trial], laboratory: Laboratory) -> s
     return None
 
 
-def _call(step: Step, folder: Path, threads: int, lock: IO[str]) -> int:
+def _call(step: Step, folder: Path, threads: int, lock: IO[str], processes: _Processes) -> int:
     """Run one command and note how long it took, also if it is interrupted.
 
     It holds the lock too, in case that it outlives this process.
@@ -127,15 +164,13 @@ def _call(step: Step, folder: Path, threads: int, lock: IO[str]) -> int:
     start_s = time.perf_counter()
     try:
         with (folder / "log.txt").open("a") as output:
-            return subprocess.run(
-                [sys.executable, *step.arguments],
-                cwd=ROOT,
+            return processes.run(
+                step.arguments,
                 env=environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 pass_fds=[lock.fileno()],
-                check=False,
-            ).returncode
+            )
     finally:
         took = round(time.perf_counter() - start_s, 1)
         with (folder / "seconds.jsonl").open("a") as file:

@@ -1,4 +1,8 @@
 import json
+import os
+import signal
+import threading
+import time
 
 import pytest
 
@@ -6,6 +10,7 @@ from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluation import trial_runs as module
 from pancreas_mtl.evaluation.trial_runs import run_trials, seconds
 from pancreas_mtl.evaluation.trials import Laboratory, Step, list_trials, steps
+from pancreas_mtl.interruption import Interrupted, interruptible
 
 COUNT = """
 import pathlib, sys
@@ -159,10 +164,31 @@ def test_the_time_of_an_interrupted_step_counts(counting, tmp_path, monkeypatch)
 
     trials, laboratory = list_trials({"good": []}, [0], []), Laboratory(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(module.subprocess, "run", interrupted)
+        patch.setattr(module.subprocess, "Popen", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_trials(trials, laboratory, jobs=1)
     assert seconds(trials[0], laboratory).keys() == {"train"}
+
+
+def test_a_signal_stops_the_running_step_and_none_begins(monkeypatch, tmp_path):
+    def once_started():
+        while not (tmp_path / "started").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sleep = "open('started', 'w'); import time; time.sleep(300)"
+    programs = [("train", sleep), ("predict", "open('predicted', 'w')")]
+    made = [Step(name, ("-c", text), tmp_path / name) for name, text in programs]
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "steps", lambda trial, laboratory: made)
+    trials = list_trials({"a": [], "b": []}, [0], [])
+    threading.Thread(target=once_started).start()
+    with pytest.raises(Interrupted), interruptible():
+        run_trials(trials, Laboratory(tmp_path), jobs=1)
+    taken = [seconds(trial, Laboratory(tmp_path)) for trial in trials]
+    assert 0 < taken[0]["train"] < 100
+    assert taken[1] == {}
+    assert not (tmp_path / "predicted").exists()
 
 
 def test_what_is_done_is_not_done_again(counting, tmp_path):
