@@ -158,10 +158,10 @@ def to_grid(logits, shape, facts, spacing):
 
 def clean_up(labels, calibration):
     """Keep the largest component where the calibration says so."""
-    if calibration["largest_lesion"]:
-        labels = np.where((labels == 2) & ~largest(labels == 2), 1, labels)
     if calibration["largest_pancreas"]:
         labels = np.where(largest(labels > 0), labels, 0)
+    if calibration["largest_lesion"]:
+        labels = np.where((labels == 2) & ~largest(labels == 2), 1, labels)
     return labels.astype(np.uint8)
 
 

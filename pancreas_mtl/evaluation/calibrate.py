@@ -33,12 +33,16 @@ MAX_VOXELS = 20_000  # of them per case
 
 
 class MaskScores(NamedTuple):
-    """The DSC of one mask, and what keeping only the largest component adds to each."""
+    """The DSC of one mask, and what keeping only the largest component adds to each.
+
+    `gain_lesion_within` is what it adds to the lesion where the pancreas has been cleaned already.
+    """
 
     whole_pancreas: float
     lesion: float
     gain_pancreas: float
     gain_lesion: float
+    gain_lesion_within: float
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,15 @@ def fit(cases: Sequence[HeldOut], *, coverage: float, kind: str) -> Calibration:
     masks = [c.masks for c in cases if c.masks is not None]
     bias = fit_lesion_bias(masks)
     chosen = [each[LESION_BIASES.index(bias)] for each in masks]
+    cleans = _worth_it([mask.gain_pancreas for mask in chosen])
     return Calibration(
         subtype_temperature=fit_temperature(probabilities, subtypes),
         mask_temperature=fit_mask_temperature(c.mask_log_loss for c in cases),
         lesion_bias=bias,
-        largest_pancreas=_worth_it([mask.gain_pancreas for mask in chosen]),
-        largest_lesion=_worth_it([mask.gain_lesion for mask in chosen]),
+        largest_pancreas=cleans,
+        largest_lesion=_worth_it(
+            [mask.gain_lesion_within if cleans else mask.gain_lesion for mask in chosen]
+        ),
         coverage=coverage,
         conformity=tuple(sorted(each[subtype] for each, subtype in answers)),
         fitted_on=f"{len(cases)} {kind} cases",
@@ -162,11 +169,13 @@ def _score(prediction: LabelArray, reference: LabelArray) -> MaskScores:
 
     largest = clean_up(prediction, largest_pancreas=True, largest_lesion=False)
     largest_lesion = clean_up(prediction, largest_pancreas=False, largest_lesion=True)
+    both = clean_up(largest, largest_pancreas=False, largest_lesion=True)
     return MaskScores(
         whole(prediction),
         lesion(prediction),
         gain_pancreas=whole(largest) - whole(prediction),
         gain_lesion=lesion(largest_lesion) - lesion(prediction),
+        gain_lesion_within=lesion(both) - lesion(largest),
     )
 
 

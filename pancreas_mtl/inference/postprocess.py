@@ -139,17 +139,18 @@ def largest(scores: Tensor) -> LabelArray:
 
 
 def clean_up(labels: LabelArray, *, largest_pancreas: bool, largest_lesion: bool) -> LabelArray:
-    """Keep only the largest component of the whole pancreas, or of the lesion, 26-connected.
+    """Keep only the largest component of the whole pancreas, then of the lesion, 26-connected.
 
-    Smaller lesions become pancreas, so that the whole pancreas does not change. An empty mask
-    stays empty.
+    In that order, so that a lesion in the pancreas that is kept does not give way to a larger one
+    elsewhere. Smaller lesions become pancreas, so that the whole pancreas does not change. An empty
+    mask stays empty.
     """
     cleaned = labels.copy()
-    if largest_lesion:
-        lesion = labels == Label.LESION
-        cleaned[lesion & ~largest_component(lesion)] = Label.PANCREAS
     if largest_pancreas:
         cleaned[~largest_component(labels > 0)] = Label.BACKGROUND
+    if largest_lesion:
+        lesion = cleaned == Label.LESION
+        cleaned[lesion & ~largest_component(lesion)] = Label.PANCREAS
     return cleaned
 
 

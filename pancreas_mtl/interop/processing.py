@@ -125,8 +125,8 @@ def _postprocessing(bundle: Bundle) -> dict[str, Any]:
             {"step": "argmax over channels"},
             {
                 "step": "keep the largest component, 26-connected",
-                "largest_pancreas": "of labels 1 and 2 together; the rest becomes 0",
-                "largest_lesion": "of label 2; the rest becomes 1",
+                "largest_pancreas": "first: of labels 1 and 2 together; the rest becomes 0",
+                "largest_lesion": "then: of label 2 in what is left; the rest becomes 1",
             },
             {"step": "reorient back to the file's axes"},
         ],

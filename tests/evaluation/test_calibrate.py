@@ -87,11 +87,12 @@ def reference():
 def test_gains_of_the_largest_component(reference):
     never = np.full_like(reference, len(LESION_BIASES))
     prediction = reference.copy()
-    assert set(score_masks(prediction, never, reference)) == {(1, 1, 0, 0)}
+    assert set(score_masks(prediction, never, reference)) == {(1, 1, 0, 0, 0)}
     prediction[0, 0, 11] = 2
     (scores,) = set(score_masks(prediction, never, reference))
     assert scores.gain_pancreas == pytest.approx(1 - 2 * 64 / 129) == 1 - scores.whole_pancreas
     assert scores.gain_lesion == pytest.approx(1 - 2 * 8 / 17) == 1 - scores.lesion
+    assert scores.gain_lesion_within == 0, "it went with its island"
 
 
 def test_masks_are_scored_with_each_bias(reference):
@@ -141,7 +142,7 @@ def test_what_a_bias_changes_is_what_prediction_changes_with_it():
 
 
 def masks(lesion, whole=(0.9, 0.9, 0.9, 0.9, 0.9)):
-    return [MaskScores(w, value, 0, 0) for value, w in zip(lesion, whole, strict=True)]
+    return [MaskScores(w, value, 0, 0, 0) for value, w in zip(lesion, whole, strict=True)]
 
 
 def test_the_bias_is_the_one_with_the_best_lesions():
@@ -158,7 +159,7 @@ def test_the_bias_leaves_the_whole_pancreas_alone():
 
 def test_a_clean_up_is_judged_on_the_masks_that_it_will_clean():
     """Worth it with the chosen bias, harmful without."""
-    scores = [MaskScores(0.9, 0.1, -0.1, -0.1), *[MaskScores(0.9, 0.2, 0.1, 0.1)] * 4]
+    scores = [MaskScores(0.9, 0.1, -0.1, -0.1, -1), *[MaskScores(0.9, 0.2, 0.1, -1, 0.1)] * 4]
     fitted = fit(
         [HeldOut(str(n), "a", masks=tuple(scores)) for n in range(10)], coverage=0.9, kind="x"
     )
@@ -167,8 +168,15 @@ def test_a_clean_up_is_judged_on_the_masks_that_it_will_clean():
     assert fitted.largest_lesion
 
 
+def test_a_clean_up_of_lesions_is_judged_on_pancreases_as_they_will_be():
+    scores = [MaskScores(0.9, 0.2, 0.1, 0.1, -0.1)] * 5
+    cases = [HeldOut(str(n), "a", masks=tuple(scores)) for n in range(10)]
+    fitted = fit(cases, coverage=0.9, kind="x")
+    assert (fitted.largest_pancreas, fitted.largest_lesion) == (True, False)
+
+
 def case(group, gain, name="a"):
-    scores = MaskScores(0.9, 0.5, gain, -gain)
+    scores = MaskScores(0.9, 0.5, gain, -gain, -gain)
     return HeldOut(name, group, 0, (0.6, 0.3, 0.1), (scores,) * len(LESION_BIASES))
 
 

@@ -84,6 +84,16 @@ def test_small_lesions_become_pancreas_and_stray_pancreas_goes():
     np.testing.assert_array_equal(untouched, labels)
 
 
+def test_the_lesion_in_the_kept_pancreas_stays_where_a_larger_one_goes_with_its_island():
+    labels = np.zeros((10, 10, 10), np.uint8)
+    labels[:5, :5, :5] = 1
+    labels[2, 2, 2] = 2
+    labels[7:9, 7:9, 7:9] = 2
+    cleaned = clean_up(labels, largest_pancreas=True, largest_lesion=True)
+    assert np.argwhere(cleaned == 2).tolist() == [[2, 2, 2]]
+    assert (cleaned > 0).sum() == 125
+
+
 def test_diagonal_voxels_are_one_component():
     mask = np.zeros((3, 3, 3), bool)
     mask[0, 0, 0] = mask[1, 1, 1] = True
