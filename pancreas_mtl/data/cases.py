@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,6 +33,11 @@ _LESION = re.compile("lesion|tumou?r|cancer|cyst|mass|pdac|neoplas", re.IGNORECA
 _CHANNEL = re.compile(r"_(\d{4})\.nii(\.gz)?$", re.IGNORECASE)
 
 
+def dataset_of(layout: str, root: str | Path) -> tuple[str, Path]:
+    """The dataset that `data=LAYOUT data.root=ROOT` means: equal for one and the same."""
+    return "quiz" if layout == "phantom" else layout, Path(os.path.realpath(root))
+
+
 def read_cases(layout: str, root: Path) -> list[Case]:
     """List the cases of a dataset, sorted by name; no voxel is read.
 
@@ -42,7 +48,7 @@ def read_cases(layout: str, root: Path) -> list[Case]:
     Raises:
         UsageError: unknown layout, a root that does not fit it, or a name that two cases share.
     """
-    layout = "quiz" if layout == "phantom" else layout
+    layout, _ = dataset_of(layout, root)
     if layout not in EXPECTED:
         raise UsageError(f"data={layout}: no such layout; choose one of {', '.join(EXPECTED)}")
     readers = {"quiz": _quiz_cases, "nnunet": _nnunet_cases, "msd": _msd_cases}

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pancreas_mtl.data.cases import read_cases
+from pancreas_mtl.data.cases import dataset_of, read_cases
 from pancreas_mtl.data.files import (
     atomic_folder,
     link_or_copy,
@@ -155,12 +155,12 @@ def read_run_references(runs: Iterable[Path]) -> list[Reference]:
     Raises:
         UsageError: the runs were trained on different datasets.
     """
-    data = {(section["layout"], section["root"]) for section in map(_data_section, runs)}
+    data = {dataset_of(section["layout"], section["root"]) for section in map(_data_section, runs)}
     if len(data) > 1:
         roots = ", ".join(sorted(str(root) for _, root in data))
         raise UsageError(f"runs: trained on different datasets ({roots}): give those of one")
     ((layout, root),) = data
-    cases = read_cases("quiz" if layout == "phantom" else layout, Path(root))
+    cases = read_cases(layout, root)
     return [Reference(case.name, case.mask, case.subtype) for case in cases]
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from pancreas_mtl.data.cases import dataset_of
+from pancreas_mtl.data.files import read_yaml
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.inference.bundle import Bundle, load_bundle
 from pancreas_mtl.models.network import PARTS, MultitaskUNet
@@ -64,14 +66,15 @@ def warm_start(
         bundle = fitting_bundle(network, config.pretrained)
         match = load_matching(network, bundle.network.state_dict())
         _report(match, config.pretrained, bundle.plan, plan)
-        if _has_seen(bundle.config, run):
-            log.warning(
-                "warm start: %s was trained on fold %s of the same data, so its weights may know "
-                "the cases that fold %s holds out: their figures are not out of fold",
-                config.pretrained,
-                bundle.config.get("fold"),
-                run["fold"],
-            )
+        for folder, trained in _lineage(config.pretrained, bundle.config):
+            if _has_seen(trained, run):
+                log.warning(
+                    "warm start: %s was trained on fold %s of the same data, so its weights may "
+                    "know the cases that fold %s holds out: their figures are not out of fold",
+                    folder,
+                    trained.get("fold"),
+                    run["fold"],
+                )
     for part in config.freeze:
         for parameter in network.parameters_of(part):
             parameter.requires_grad = False
@@ -110,12 +113,29 @@ def _match(network: MultitaskUNet, weights: Mapping[str, Tensor]) -> Match:
     )
 
 
+def _lineage(folder: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """A bundle, what it was started from, and so on, as far as they are still there."""
+    known: set[str] = set()
+    while folder not in known:
+        yield folder, config
+        known.add(folder)
+        model = config.get("model")
+        earlier = model.get("pretrained") if isinstance(model, Mapping) else None
+        if earlier and (path := Path(earlier) / "config.yaml").is_file():
+            folder, config = earlier, read_yaml(path)
+
+
 def _has_seen(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
     """Whether a bundle comes from the same data, but from another fold of it."""
     data = theirs.get("data")
-    known = data if isinstance(data, Mapping) else {}
-    same = all(known.get(key) == ours["data"][key] for key in ("layout", "root"))
+    if not isinstance(data, Mapping) or not {"layout", "root"} <= data.keys():
+        return False
+    same = _dataset(data) == _dataset(ours["data"])
     return same and theirs.get("fold") != ours["fold"]
+
+
+def _dataset(section: Mapping[str, Any]) -> tuple[str, Path]:
+    return dataset_of(str(section["layout"]), str(section["root"]))
 
 
 def _report(match: Match, source: str, theirs: Plan, ours: Plan) -> None:

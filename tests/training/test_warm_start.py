@@ -1,5 +1,6 @@
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,8 +45,13 @@ def test_what_does_not_fit_is_listed_and_left_as_it_was(bundle, plan, caplog):
 
 @pytest.mark.parametrize(
     ("change", "leaks"),
-    [({"fold": 1}, True), ({}, False), ({"fold": 1, "data": RUN["data"] | {"root": "B"}}, False)],
-    ids=["another fold", "the same run", "other data"],
+    [
+        ({"fold": 1}, True),
+        ({}, False),
+        ({"fold": 1, "data": {"layout": "quiz", "root": "B"}}, False),
+        ({"fold": 1, "data": {"layout": "phantom", "root": f"{Path('DIR').resolve()}/"}}, True),
+    ],
+    ids=["another fold", "the same run", "other data", "another name of the data"],
 )
 def test_weights_that_know_the_held_out_cases_are_told(
     bundle, network, plan, caplog, change, leaks
@@ -55,6 +61,19 @@ def test_weights_that_know_the_held_out_cases_are_told(
     with caplog.at_level(logging.WARNING):
         warm_start(other(plan), WarmStart(pretrained=str(bundle)), plan, run=RUN | change)
     assert ("fold 0 of the same data" in caplog.text) == leaks
+
+
+def test_weights_know_what_those_knew_that_they_were_started_from(
+    bundle, network, plan, caplog, tmp_path
+):
+    model = {"head": "lesion", "stages": [0, 1]}
+    save_bundle(bundle, network.state_dict(), plan, {"model": model} | RUN)
+    second = tmp_path / "second"
+    config = {"model": model | {"pretrained": str(bundle)}} | RUN | {"fold": 1}
+    save_bundle(second, network.state_dict(), plan, config)
+    with caplog.at_level(logging.WARNING):
+        warm_start(other(plan), WarmStart(pretrained=str(second)), plan, run=RUN | {"fold": 1})
+    assert f"{bundle} was trained on fold 0 of the same data" in caplog.text
 
 
 def test_names_by_what_became_of_them(plan, network):
