@@ -11,12 +11,13 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig
 
 from pancreas_mtl import build
-from pancreas_mtl.command import command
+from pancreas_mtl.command import command, is_said
 from pancreas_mtl.configuration import print_config
 from pancreas_mtl.evaluation.finish import finish_run
 from pancreas_mtl.evaluation.jobs import report_jobs
 from pancreas_mtl.evaluation.task import Task
 from pancreas_mtl.inference.bundle import save_bundle
+from pancreas_mtl.multirun import claim, is_job
 from pancreas_mtl.run_folder import open_run
 from pancreas_mtl.run_record import goes_on, is_finished, note, recorded
 from pancreas_mtl.training.checkpoints import averaged_weights
@@ -31,7 +32,12 @@ def main(config: DictConfig) -> None:
         return
     dataset = build.dataset(config)
     run_dir = Path(config.output_dir)
-    config.resume = config.resume or goes_on(config, run_dir)
+    if is_job():
+        claim(run_dir)
+    # The `overwrite` of a debug file is meant for that file's folder alone.
+    config.overwrite = config.overwrite and (is_said("overwrite") or not is_said("output_dir"))
+    started_again = goes_on(config, run_dir, num_processes=build.num_processes(config))
+    config.resume = config.resume or started_again
     if config.resume and is_finished(config, run_dir):
         print(f"{run_dir}: finished already")
         return

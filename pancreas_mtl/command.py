@@ -66,9 +66,9 @@ def command(
                 _say("interrupted")
                 sys.exit(130)
             except interruption.Interrupted as stop:
-                resume = " with resume=true" if has_siblings() else ""
-                _say(f"{stop}; the same command{resume} goes on")
-                sys.exit(interruption.EXIT_CODE if is_first_process() else 0)
+                together = config_name == "train" and has_siblings()
+                _say(f"{stop}; the same command{' with resume=true' if together else ''} goes on")
+                sys.exit(0 if together and not is_first_process() else interruption.EXIT_CODE)
             finally:
                 errors += _end_of_jobs(after_jobs)
             for problem in errors:
@@ -190,6 +190,11 @@ def _refuse_odd_paths(config: DictConfig) -> None:
 
 def _suggestion(key: str, known: Iterable[str]) -> str:
     return did_you_mean(key, known) or "; --help lists the keys"
+
+
+def is_said(key: str) -> bool:
+    """Whether the command line itself sets a key, and not one of the choices on it."""
+    return any(line.split("=")[0] == key for line in HydraConfig.get().overrides.task)
 
 
 def _added_keys() -> list[str]:

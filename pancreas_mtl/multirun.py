@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +23,12 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from pancreas_mtl.data.files import write_json
+from pancreas_mtl.data.files import make_folder, write_json
+from pancreas_mtl.errors import UsageError
 from pancreas_mtl.types import Job
 
 OUTCOME = "outcome.json"
+CLAIMS = "claims"
 NAMED_OTHERWISE = ("experiment", "fold", "seed")
 NOT_IN_NAMES = re.compile(
     r"[+~]*(output_dir|resume|overwrite|workers|audit|print_config|trainer|logger"
@@ -72,6 +75,27 @@ def is_job() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
+def claim(output_dir: Path) -> None:
+    """Keep the jobs of this multirun out of each other's folders, or the last one's run would stay.
+
+    Raises:
+        UsageError: another job has it.
+    """
+    folder, job = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().overrides.task
+    path = folder.parent / CLAIMS / _digest(os.path.realpath(output_dir))
+    mine = "\n".join(job)
+    try:
+        make_folder(path.parent)
+        with path.open("x") as file:
+            file.write(mine)
+    except FileExistsError:
+        if path.read_text() != mine:
+            raise UsageError(
+                f"output_dir={output_dir} is that of another job of this multirun as well: give "
+                "each one of its own, as output_dir='DIR/${experiment}-${seed}'"
+            ) from None
+
+
 def write_outcome(config: DictConfig, exit_code: int, error: str | None) -> None:
     """Say how this job ended, all at once or not at all; for the first of its processes alone."""
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -92,8 +116,8 @@ def _outcome(path: Path, number: int, overrides: tuple[str, ...]) -> Job:
 def other_overrides(overrides: Sequence[str]) -> str:
     """The part of a run's name that tells it from others of its experiment, fold and seed.
 
-    Empty, or a comma and the overrides that change what is trained, such as
-    `,optimizer.lr=0.002`; a digest of them where that is long.
+    Empty, or the overrides that change what is trained, such as `+optimizer.lr-0.002`, of letters
+    that Hydra and shells take without quotes; a digest where that is long, or leaves others out.
     """
     kept = [
         line
@@ -102,10 +126,17 @@ def other_overrides(overrides: Sequence[str]) -> str:
     ]
     if not kept:
         return ""
-    name = "," + ",".join(line.replace("/", "_") for line in sorted(kept))
+    said = "".join(f"+{line}" for line in sorted(kept))
+    name = said.replace("=", "-").replace("/", "_")
+    plain = re.sub(r"[^\w.+-]+", "_", name)
+    digest = _digest(said)
     if len(name) > LONGEST_NAME:
-        return "," + hashlib.blake2b(name.encode(), digest_size=6).hexdigest()
-    return name
+        return f"+{digest}"
+    return name if plain == name else f"{plain}-{digest}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 OmegaConf.register_new_resolver("other_overrides", other_overrides, replace=True)

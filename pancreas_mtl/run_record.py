@@ -52,7 +52,7 @@ def is_finished(config: DictConfig, run_dir: Path) -> bool:
     return record.get("status") == "finished" and record.get("config") == config_digest(config)
 
 
-def goes_on(config: DictConfig, run_dir: Path) -> bool:
+def goes_on(config: DictConfig, run_dir: Path, *, num_processes: int) -> bool:
     """Whether this run was interrupted, and is started again, by its scheduler or its user.
 
     A finished job of a multirun counts as well: when the multirun is started again it has nothing
@@ -64,7 +64,7 @@ def goes_on(config: DictConfig, run_dir: Path) -> bool:
         return True
     if is_job() and is_finished(config, run_dir):
         return not config.overwrite
-    alone = str(config.trainer.devices) == "1" and "WORLD_SIZE" not in os.environ
+    alone = num_processes == 1 and "WORLD_SIZE" not in os.environ
     record = read_record(run_dir)
     if config.overwrite and not record.get("overwrite"):
         return False  # the start that was interrupted did not ask for it

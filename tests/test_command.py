@@ -1,5 +1,6 @@
 """Commands as users run them: exit codes, one readable line, nothing left behind."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 from commands import call
 from omegaconf import OmegaConf
+
+from pancreas_mtl.interruption import Interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -135,3 +138,22 @@ def test_a_process_ends_with_the_exit_code_and_the_line():
     )
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1] == "predict: model is not set: give model=VALUE"
+
+
+@pytest.mark.parametrize(
+    ("module", "code", "hint"), [("train", 0, " with resume=true"), ("predict", 75, "")]
+)
+def test_a_second_task_of_slurm_is_another_rank_in_a_training_alone(
+    monkeypatch, tmp_path, module, code, hint
+):
+    def interrupted(config):
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(f"{module}.build.check", interrupted, raising=False)
+    monkeypatch.setattr(f"{module}.build.predictor", interrupted)
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    keys = ["model=x", "input=y"] if module == "predict" else []
+    ended = call(module, *keys, f"output_dir={tmp_path / 'out'}")
+    assert ended.code == code
+    assert ended.last_line.endswith(f"interrupted by SIGTERM; the same command{hint} goes on")

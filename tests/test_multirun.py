@@ -2,12 +2,15 @@
 
 import csv
 import json
+import shlex
 
 import pytest
 from commands import call
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from wandb_file import read_runs
 
 import train
+from pancreas_mtl.errors import UsageError
 from pancreas_mtl.interruption import EXIT_CODE
 from pancreas_mtl.multirun import Multirun, other_overrides
 
@@ -17,12 +20,48 @@ def test_a_name_tells_what_differs_and_nothing_of_the_machine():
     assert other_overrides(said) == ""
     assert other_overrides([*said, "paths.cache=/x", "hydra.sweep.dir=y", "logger=wandb"]) == ""
     assert other_overrides([*said, "trainer.max_epochs=3", "optimizer.lr=0.1"]) == (
-        ",optimizer.lr=0.1,trainer.max_epochs=3"
+        "+optimizer.lr-0.1+trainer.max_epochs-3"
     )
     assert "/" not in other_overrides(["+model/x=a/b"])
+    assert other_overrides(["model.stages=[0,1]"]) != other_overrides(["model.stages=[0.1]"])
     long = other_overrides([f"optimizer.key{n}={n}" for n in range(50)])
     assert len(long) == 13
     assert long != other_overrides([f"optimizer.key{n}={n}" for n in range(51)])
+
+
+@pytest.mark.parametrize("override", ["data=quiz", "model.stages=[0,1]", "+model/x=a b", "a='$x'"])
+def test_a_name_is_taken_by_hydra_and_shells_as_it_is(override):
+    folder = f"runs/fold0-seed0{other_overrides([override])}/bundle"
+    parse = OverridesParser.create().parse_override
+    assert parse(f"model={folder}").value() == folder
+    assert parse(f"model=[{folder}]").value() == [folder]
+    assert shlex.quote(folder) == folder
+
+
+def test_no_job_takes_the_folder_of_another(tmp_path, monkeypatch):
+    def opened(config, run_dir):
+        raise UsageError("opened")
+
+    monkeypatch.setattr(train.build, "dataset", lambda config: None)
+    monkeypatch.setattr(train, "open_run", opened)
+    where = [f"output_dir={tmp_path / 'x'}", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    for _ in range(2):
+        call("train", "-m", "debug=fast", "seed=0,1", *where, f"paths.outputs={tmp_path}")
+        outcomes = [tmp_path / "sweep" / job / "outcome.json" for job in "01"]
+        first, second = (json.loads(path.read_text())["error"] for path in outcomes)
+        assert first == "opened"
+        assert second.startswith(f"output_dir={tmp_path / 'x'} is that of another job of this")
+
+
+def test_a_debug_run_replaces_what_lies_in_its_own_folder_alone(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    (folder / "bundle").mkdir(parents=True)
+    (folder / "config.yaml").write_text("fold: 0\n")
+    monkeypatch.setattr(train.build, "dataset", lambda config: None)
+    refused = call("train", "debug=fast", f"output_dir={folder}", f"paths.outputs={tmp_path}")
+    assert refused.code == 2
+    assert "holds a run: go on with it by resume=true" in refused.last_line
+    assert (folder / "bundle").exists()
 
 
 def test_a_job_without_an_outcome_was_killed(tmp_path):
@@ -98,7 +137,7 @@ def test_the_other_jobs_go_on_when_some_fail(multirun):
     assert did["code"] == 2, log[-3000:]
     assert "job 2: fold=9: choose one of 0 to 4" in log
     runs = sorted(path.parent.name for path in (folder / "runs").rglob("metrics.json"))
-    assert [name.split(",")[0] for name in runs] == ["fold0-seed0", "fold0-seed1"]
+    assert [name.split("+")[0] for name in runs] == ["fold0-seed0", "fold0-seed1"]
 
 
 @pytest.mark.slow

@@ -54,23 +54,25 @@ def test_the_same_run_is_known_whatever_its_bookkeeping(tmp_path):
 
 def test_an_interrupted_run_goes_on_by_the_same_command(tmp_path, monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert not goes_on(config(), tmp_path)
+    assert not goes_on(config(), tmp_path, num_processes=1)
     with recorded(config(), tmp_path):
         note(tmp_path, status="interrupted")
-        assert goes_on(config(), tmp_path)
-        assert not goes_on(config(lr=0.2), tmp_path)
-        assert not goes_on(config(trainer={"devices": 2}), tmp_path)
-    assert not goes_on(config(), tmp_path)
+        assert goes_on(config(), tmp_path, num_processes=1)
+        assert not goes_on(config(lr=0.2), tmp_path, num_processes=1)
+        assert not goes_on(config(), tmp_path, num_processes=2)
+    assert not goes_on(config(), tmp_path, num_processes=1)
     note(tmp_path, status="interrupted")
-    assert not goes_on(config(overwrite=True), tmp_path), "the start before did not ask for it"
+    assert not goes_on(config(overwrite=True), tmp_path, num_processes=1), (
+        "the start before did not ask for it"
+    )
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert goes_on(config(trainer={"devices": 2}), tmp_path)
+    assert goes_on(config(), tmp_path, num_processes=2)
 
 
 def test_what_ctrl_c_stops_in_preparation_is_interrupted_as_well(tmp_path):
     with pytest.raises(KeyboardInterrupt), recorded(config(), tmp_path):
         raise KeyboardInterrupt
-    assert goes_on(config(), tmp_path)
+    assert goes_on(config(), tmp_path, num_processes=1)
 
 
 def test_code_that_has_changed_is_told_by_its_diff(tmp_path):

@@ -22,7 +22,7 @@ from pancreas_mtl.build.data import (
 )
 from pancreas_mtl.build.prediction import fingerprint_of, predictor, sources
 from pancreas_mtl.build.settings import settings, shard
-from pancreas_mtl.build.training import logging_run, module, network, trainer
+from pancreas_mtl.build.training import logging_run, module, network, num_processes, trainer
 from pancreas_mtl.configuration import plain
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "logging_run",
     "module",
     "network",
+    "num_processes",
     "origin",
     "plain",
     "plan",

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.plugins.environments import TorchElasticEnvironment
 
 from pancreas_mtl.build.settings import check_type, settings
-from pancreas_mtl.build.training import lightning_trainer, network
+from pancreas_mtl.build.training import network, num_processes
 from pancreas_mtl.configuration import did_you_mean, plain
 from pancreas_mtl.data.augment import AugmentConfig
 from pancreas_mtl.data.datamodule import SamplingConfig
@@ -98,15 +98,14 @@ def _check_trainer(config: DictConfig) -> None:
             "logger.tensorboard=true: tensorboard is not installed; "
             "pip install 'pancreas-mtl[tensorboard]'"
         )
-    _check_processes(lightning_trainer(config, Path(config.output_dir), logger=False))
+    _check_torchrun(num_processes(config))
 
 
-def _check_processes(trainer: pl.Trainer) -> None:
+def _check_torchrun(wanted: int) -> None:
     """Raise a `UsageError` where torchrun started another number of them than `trainer` asks for.
 
     Lightning would say so after the data are prepared, or each would train alone in one folder.
     """
-    wanted = trainer.num_devices * trainer.num_nodes
     if TorchElasticEnvironment.detect() and TorchElasticEnvironment().world_size() != wanted:
         raise UsageError(
             f"torchrun started {TorchElasticEnvironment().world_size()} processes, and "

@@ -112,6 +112,16 @@ def lightning_trainer(config: DictConfig, run_dir: Path, **extras: Any) -> pl.Tr
         raise UsageError(f"trainer: {' '.join(str(error).split())}; try trainer=auto") from error
 
 
+def num_processes(config: DictConfig) -> int:
+    """How many processes train together, on all nodes.
+
+    Raises:
+        UsageError: Lightning does not take one of the trainer's arguments.
+    """
+    built = lightning_trainer(config, Path(config.output_dir), logger=False)
+    return built.num_devices * built.num_nodes
+
+
 def _shows_progress(config: DictConfig) -> bool:
     return bool(config.trainer.get("enable_progress_bar", sys.stderr.isatty()))
 
