@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -22,6 +23,8 @@ from pancreas_mtl.run_folder import open_run
 from pancreas_mtl.run_record import goes_on, is_finished, note, recorded
 from pancreas_mtl.training.checkpoints import averaged_weights
 
+log = logging.getLogger(__name__)
+
 
 @command("train", after_jobs=report_jobs)
 def main(config: DictConfig) -> None:
@@ -31,6 +34,9 @@ def main(config: DictConfig) -> None:
         print_config(config)
         return
     dataset = build.dataset(config)
+    if not dataset.teaches_subtypes and config.model.pretrained is None:
+        log.warning("no case to train on has a subtype, so the network has no head for it")
+        config.model.head = "none"
     run_dir = Path(config.output_dir)
     if is_job():
         claim(run_dir)

@@ -27,6 +27,7 @@ from pancreas_mtl import interruption, multirun
 from pancreas_mtl.configuration import CONF_DIR, did_you_mean, known_keys, unknown_key
 from pancreas_mtl.errors import CaseError, UsageError
 from pancreas_mtl.help import help_text
+from pancreas_mtl.ranks import has_siblings, is_first_process
 from pancreas_mtl.types import Job
 
 EXIT_USAGE = 2
@@ -201,17 +202,6 @@ def _added_keys() -> list[str]:
     """The keys that the command line adds on purpose, by `+KEY=VALUE`."""
     said = HydraConfig.get().overrides.task
     return [line.lstrip("+").split("=")[0] for line in said if line.startswith("+")]
-
-
-def is_first_process() -> bool:
-    """Whether this process is alone or of rank 0, also before any process group exists."""
-    ranks = [os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")]
-    return all(rank == "0" for rank in ranks)
-
-
-def has_siblings() -> bool:
-    """Whether a launcher such as torchrun or srun has started processes of other ranks as well."""
-    return any(int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))
 
 
 def _say(message: str) -> None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from pancreas_mtl.command import command
 from pancreas_mtl.data.pool import default_workers
@@ -28,16 +27,17 @@ from pancreas_mtl.inference.card import save_ensemble_card
 @command("evaluate")
 def main(config: DictConfig) -> None:
     """Evaluate, write `metrics.json`, `metrics.csv` and pictures, print the tables."""
-    options: Any = OmegaConf.to_container(config, resolve=True)
-    task = Task(**options["task"])
+    from pancreas_mtl.build import plain, settings  # Lightning starts slowly
+
+    task = settings(Task, config, "task")
     workers = default_workers(BYTES_PER_CASE) if config.workers is None else config.workers
     output_dir = check_folder(Path(config.output_dir))
-    predictions, references = find_inputs(options, output_dir, task=task, workers=workers)
+    predictions, references = find_inputs(plain(config), output_dir, task=task, workers=workers)
     names = {one.name for one in references}
     other = config.compare and read_cases(Path(config.compare), names, task=task)
-    settings = {"task": task, "workers": workers, "missing": config.missing}
+    options = {"task": task, "workers": workers, "missing": config.missing}
     with folder_if_used(output_dir):
-        metrics = evaluate(predictions, references, **settings)
+        metrics = evaluate(predictions, references, **options)
     artefacts = write_results(metrics, output_dir)
     if config.runs:
         save_ensemble_card(output_dir / ENSEMBLE, metrics.as_json())

@@ -20,7 +20,9 @@ def main(config: DictConfig) -> None:
     """Write `plan.json`, unless it is there, and bring this shard's cases into the cache."""
     shard = build.shard(config)
     dataset = build.dataset(config)
-    plan = build.plan(config, dataset, make_folder(Path(config.output_dir)))
+    output_dir = make_folder(Path(config.output_dir))
+    build.claim_plan(config, output_dir)
+    plan = build.plan(config, dataset, output_dir)
     names = sorted({*dataset.split.train, *dataset.split.validation})
     cases = dataset.part(shard.take(names))
     preprocess(cases, plan, Path(config.paths.cache), workers=build.workers(config))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from pancreas_mtl.command import has_siblings, is_first_process
 from pancreas_mtl.configuration import differences, plain
 from pancreas_mtl.data.files import read_yaml, write_text
 from pancreas_mtl.errors import UsageError
+from pancreas_mtl.ranks import has_siblings, is_first_process
 from pancreas_mtl.training.checkpoints import read_checkpoint
 
 CONFIG = "config.yaml"

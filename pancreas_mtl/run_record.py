@@ -21,12 +21,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from pancreas_mtl.command import is_first_process
 from pancreas_mtl.configuration import differences, plain
 from pancreas_mtl.data.files import make_folder, read_yaml, write_json, write_text
 from pancreas_mtl.interruption import Interrupted
 from pancreas_mtl.multirun import is_job
 from pancreas_mtl.provenance import code_state, machine, package_versions, peak_memory_gb
+from pancreas_mtl.ranks import is_first_process
 from pancreas_mtl.training.faults import faults_explained
 
 SCHEMA = 1

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from pancreas_mtl.command import command
-from pancreas_mtl.configuration import did_you_mean, known_keys, plain
+from pancreas_mtl.configuration import did_you_mean, known_keys
 from pancreas_mtl.errors import UsageError
 
 OWN = ("sweep", "output_dir", "resume", "overwrite")  # not handed on to the trainings
@@ -30,9 +30,11 @@ def main(config: DictConfig) -> None:
         raise UsageError(
             f"{error.name} is not installed; pip install 'pancreas-mtl[sweep]'"
         ) from None
+    from pancreas_mtl.build import settings  # torch starts slowly
+
     if config.overwrite:
         raise UsageError("overwrite=true: a study is not overwritten; give another output_dir")
-    sweep = SweepConfig(**plain(config.sweep))
+    sweep = settings(SweepConfig, config, "sweep")
     for key in sweep.space:
         if key not in known_keys("train"):
             hint = did_you_mean(key, known_keys("train"))

@@ -56,8 +56,8 @@ def test_errors_give_exit_code_1_and_fix_a_mended_copy(quiz, tmp_path):
     [
         (["data=quiz"], "audit: data.root is not set: give data.root=VALUE"),
         (["data=qiuz", "data.root=x"], "choose one of: msd, nnunet, phantom, quiz"),
-        (["data=quiz", "data.root=nowhere"], "data.root=nowhere is no folder: give the dataset's"),
-        (["data=nnunet", "data.root={quiz}"], "data=quiz data.root={quiz} would fit"),
+        (["data=quiz", "data.root=nowhere"], "nowhere is no folder: give the dataset's"),
+        (["data=nnunet", "data.root={quiz}"], "the layout quiz would fit {quiz}"),
         (["data=quiz", "data.root={quiz}", "fixx=true"], "fixx: no such key; did you mean fix?"),
         (["data=quiz", "data.root={quiz}", "fix=true", "output_dir={quiz}"], "give output_dir"),
     ],

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,30 @@ def trained(tiny_quiz, tmp_path_factory):
     output_dir = tmp_path_factory.mktemp("e2e") / "run"
     train(tiny_quiz, output_dir)
     return output_dir
+
+
+def test_where_no_case_has_a_subtype_none_is_answered(tiny_quiz, tmp_path):
+    root = tmp_path / "Task07_Pancreas"
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True)
+    names = []
+    for image in sorted((tiny_quiz / "train").rglob("*_0000.nii.gz")):
+        names.append(image.name.removesuffix("_0000.nii.gz") + ".nii.gz")
+        shutil.copy(image, root / "imagesTr" / names[-1])
+        shutil.copy(image.with_name(names[-1]), root / "labelsTr" / names[-1])
+    pairs = [{"image": f"./imagesTr/{n}", "label": f"./labelsTr/{n}"} for n in names]
+    labels = {"0": "background", "1": "pancreas", "2": "cancer"}
+    description = {"modality": {"0": "CT"}, "labels": labels, "training": pairs, "test": []}
+    (root / "dataset.json").write_text(json.dumps(description))
+    output_dir = tmp_path / "run"
+    ended = train(root, output_dir, "data=msd", "trainer.max_epochs=1", "pictures.every=1")
+    assert "no case to train on has a subtype" in ended.stdout + ended.stderr
+    rows = list(csv.DictReader((output_dir / "validation" / "subtype_results.csv").open()))
+    assert {row["Subtype"] for row in rows} == {""}
+    metrics = json.loads((output_dir / "metrics.json").read_text())
+    assert metrics["subtype"]["macro_f1"]["mean"] is None
+    curve = next(csv.DictReader((output_dir / "metrics.csv").open()))
+    assert "val/macro_f1" not in curve
 
 
 def test_a_run_leaves_what_the_readme_names(trained):

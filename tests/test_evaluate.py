@@ -87,6 +87,9 @@ def test_several_prediction_folders(run, folders):
         (("compare=nowhere",), None, "compare=nowhere: no metrics.json of this version"),
         (("missing=best",), None, "missing=best: choose worst or skip"),
         (("task.coverage=2",), None, "task.coverage=2: must be between 0 and 1"),
+        (("task.nsd_tolerance_mm=1mm",), None, "nsd_tolerance_mm=1mm: has to be a number"),
+        (("task.lesion_size_limits_ml=4.2",), None, "_limits_ml=4.2: has to be a list"),
+        (("task.lesion_size_limits_ml=[a,b]",), None, "_limits_ml=a: has to be a number"),
         (("overlay=true",), None, "overlay: no such key; did you mean overlays?"),
     ],
 )

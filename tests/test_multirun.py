@@ -3,6 +3,7 @@
 import csv
 import json
 import shlex
+from types import SimpleNamespace
 
 import pytest
 from commands import call
@@ -42,7 +43,9 @@ def test_no_job_takes_the_folder_of_another(tmp_path, monkeypatch):
     def opened(config, run_dir):
         raise UsageError("opened")
 
-    monkeypatch.setattr(train.build, "dataset", lambda config: None)
+    monkeypatch.setattr(
+        train.build, "dataset", lambda config: SimpleNamespace(teaches_subtypes=True)
+    )
     monkeypatch.setattr(train, "open_run", opened)
     where = [f"output_dir={tmp_path / 'x'}", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     for _ in range(2):
@@ -57,7 +60,9 @@ def test_a_debug_run_replaces_what_lies_in_its_own_folder_alone(tmp_path, monkey
     folder = tmp_path / "run"
     (folder / "bundle").mkdir(parents=True)
     (folder / "config.yaml").write_text("fold: 0\n")
-    monkeypatch.setattr(train.build, "dataset", lambda config: None)
+    monkeypatch.setattr(
+        train.build, "dataset", lambda config: SimpleNamespace(teaches_subtypes=True)
+    )
     refused = call("train", "debug=fast", f"output_dir={folder}", f"paths.outputs={tmp_path}")
     assert refused.code == 2
     assert "holds a run: go on with it by resume=true" in refused.last_line
@@ -97,7 +102,9 @@ def test_a_repeated_multirun_keeps_what_is_finished_with_its_scores(tmp_path, mo
         "pancreas_mtl.run_record.config_digest",
         lambda config: "this one" if config.seed == 0 else "another",
     )
-    monkeypatch.setattr(train.build, "dataset", lambda config: None)
+    monkeypatch.setattr(
+        train.build, "dataset", lambda config: SimpleNamespace(teaches_subtypes=True)
+    )
     paths = [f"paths.outputs={tmp_path}", f"paths.runs={tmp_path / 'runs'}"]
     arguments = ["-m", "experiment=smoke", "seed=0,1", *paths]
     again = call("train", *arguments)

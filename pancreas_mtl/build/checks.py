@@ -77,8 +77,9 @@ def _check_values(config: DictConfig) -> None:
             raise UsageError(f"{key}={value}: has to be {least} or more")
     for section, kind in SECTIONS.items():
         settings(kind, config, section)
-    if config.model.head not in HEADS:
-        raise UsageError(f"model.head={config.model.head}: choose one of {', '.join(HEADS)}")
+    if config.model.head not in (*HEADS, "none"):
+        known = ", ".join(HEADS)
+        raise UsageError(f"model.head={config.model.head}: choose one of {known} or none")
     settings(WarmStart, config, "model")
     selection_score({}, plain(config.task.score))
 

@@ -6,18 +6,19 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from pancreas_mtl.build.checks import check_network
 from pancreas_mtl.build.settings import settings
+from pancreas_mtl.configuration import differences, plain
 from pancreas_mtl.data.audit import audit_cases
 from pancreas_mtl.data.cases import read_cases, read_official_folds
 from pancreas_mtl.data.datamodule import PancreasDataModule, SamplingConfig
-from pancreas_mtl.data.files import one_at_a_time, write_json
+from pancreas_mtl.data.files import one_at_a_time, read_yaml, write_json, write_text
 from pancreas_mtl.data.fingerprint import fingerprint
 from pancreas_mtl.data.phantom import write_dataset
 from pancreas_mtl.data.phantom.dataset import MANIFEST
@@ -25,13 +26,15 @@ from pancreas_mtl.data.plan import PlanConfig, load_plan, make_plan, save_plan
 from pancreas_mtl.data.pool import default_workers
 from pancreas_mtl.data.preprocess import CacheEntry, preprocess
 from pancreas_mtl.data.splits import Split, Splits, make_splits, save_splits
-from pancreas_mtl.errors import CaseError
+from pancreas_mtl.errors import CaseError, UsageError
 from pancreas_mtl.inference.card import Origin, Part
 from pancreas_mtl.types import NUM_SUBTYPES, Case, Plan
 
 log = logging.getLogger(__name__)
 
 PREPROCESS_BYTES_PER_CASE = 1.5e9  # the largest crops of the task, with room
+PLANNED_BY = "preprocess.yaml"
+DECIDING = ("data.layout", "fold", "overfit_cases", "plan")  # the dataset may be mounted elsewhere
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,11 @@ class Dataset:
     cases: dict[str, Case]
     splits: Splits
     split: Split
+
+    @property
+    def teaches_subtypes(self) -> bool:
+        """Whether the subtype of any case to train on is known."""
+        return any(self.cases[name].subtype is not None for name in self.split.train)
 
     def part(self, names: Sequence[str]) -> list[Case]:
         """The cases of these names, in their order."""
@@ -113,6 +121,8 @@ def prepare(config: DictConfig, found: Dataset, run_dir: Path) -> Prepared:
         cache_dir = Path(config.paths.cache)
         wanted = {case.name: case for case in [*train, *validation]}
         made = preprocess(list(wanted.values()), chosen, cache_dir, workers=workers(config))
+    if config.model.head == "none":
+        made = [replace(entry, subtype=None) for entry in made]
     entries = dict(zip(wanted, made, strict=True))
     return Prepared(chosen, [entries[c.name] for c in train], [entries[c.name] for c in validation])
 
@@ -130,6 +140,30 @@ def plan(config: DictConfig, found: Dataset, run_dir: Path) -> Plan:
                 _audit(list(found.cases.values()), run_dir, workers(config))
             save_plan(_plan(config, found.part(found.split.train)), path)
         return load_plan(path)
+
+
+def claim_plan(config: DictConfig, output_dir: Path) -> None:
+    """Write what the folder's plan is made by; refuse one whose plan was made by something else.
+
+    Raises:
+        UsageError: the folder holds such a plan.
+    """
+    path = output_dir / PLANNED_BY
+    wanted = {key: plain(OmegaConf.select(config, key)) for key in DECIDING}
+    with one_at_a_time(output_dir):
+        if path.exists():
+            for key, (old, new) in differences(read_yaml(path), wanted).items():
+                raise UsageError(
+                    f"output_dir={output_dir} holds a plan with {key}={old}, not {new}: leave it "
+                    "as it was, or give another output_dir"
+                )
+        elif (output_dir / "plan.json").exists():
+            raise UsageError(
+                f"output_dir={output_dir} holds a plan, but no {PLANNED_BY} that says how it was "
+                "made: give another output_dir"
+            )
+        else:
+            write_text(path, OmegaConf.to_yaml(wanted))
 
 
 def _plan(config: DictConfig, train: list[Case]) -> Plan:

@@ -6,7 +6,7 @@ So a key that does not exist fails by its name, before any work is done.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -38,6 +38,11 @@ def settings(kind: type[Settings], config: DictConfig, section: str) -> Settings
         has = ", ".join(sorted(known))
         raise UsageError(f"{section}.{key}: no such key{hint}; {section} has {has}")
     for name, wanted in get_type_hints(kind).items():
+        if name not in values and name in _needed(kind):
+            raise UsageError(
+                f"{section}.{name} is missing: write it into the file of {section}, or give "
+                f"+{section}.{name}=VALUE"
+            )
         if name in values:
             check_type(f"{section}.{name}", values[name], wanted)
     try:
@@ -54,12 +59,14 @@ KINDS: Mapping[Any, tuple[str, tuple[type, ...]]] = {
     float: ("a number", (int, float)),
     str: ("text", (str,)),
     tuple: ("a list", (list, tuple)),
+    dict: ("keys with values", (dict,)),
+    Mapping: ("keys with values", (dict,)),
     NoneType: ("null", (NoneType,)),
 }
 
 
 def check_type(key: str, value: Any, wanted: Any) -> None:
-    """Raise a `UsageError` where a plain value is of none of the wanted types."""
+    """Raise a `UsageError` where a plain value, or a part of it, is of none of the wanted types."""
     if get_origin(wanted) is Literal and value not in get_args(wanted):
         raise UsageError(f"{key}={value}: choose one of {', '.join(map(str, get_args(wanted)))}")
     options = get_args(wanted) if get_origin(wanted) in (Union, UnionType) else (wanted,)
@@ -67,10 +74,28 @@ def check_type(key: str, value: Any, wanted: Any) -> None:
     accepted = [one for one in known if one is not None]
     if len(accepted) < len(known):
         return  # something richer, which its own code checks
-    for _, types in accepted:
+    for option, (_, types) in zip(options, accepted, strict=True):
         if isinstance(value, types) and (not isinstance(value, bool) or bool in types):
+            _check_parts(key, value, get_args(option))
             return
     raise UsageError(f"{key}={value}: has to be {' or '.join(name for name, _ in accepted)}")
+
+
+def _check_parts(key: str, value: Any, wanted: tuple[Any, ...]) -> None:
+    """The same for what is in a list or under keys, where the type says of what kind it is."""
+    if isinstance(value, dict) and wanted:
+        for name, part in value.items():
+            check_type(f"{key}.{name}", part, wanted[-1])
+    elif isinstance(value, (list, tuple)) and wanted:
+        kinds = wanted[:1] * len(value) if wanted[-1] is Ellipsis else wanted
+        for part, kind in zip(value, kinds, strict=False):
+            check_type(key, part, kind)
+
+
+def _needed(kind: type) -> set[str]:
+    """The fields without a default."""
+    found = fields(kind)
+    return {f.name for f in found if f.default is MISSING and f.default_factory is MISSING}
 
 
 def _names(kind: type | None) -> set[str]:

@@ -112,19 +112,19 @@ def fits(layout: str, root: Path) -> bool:
 
 def _misfit(layout: str, root: Path) -> str:
     """Say what was expected, what was found, and what would fit."""
-    key = f"data.root={root}"
     if not root.is_dir():
-        return f"{key} is no folder: give the dataset's folder"
+        return f"{root} is no folder: give the dataset's folder"
     found = ", ".join(path.name for path in list_files(root)[:8]) or "nothing"
     near = [root, *(path for path in list_files(root)[:50] if path.is_dir()), *root.parents[:2]]
     hints = (
-        f"; data={other} data.root={folder} would fit"
+        f"; the layout {other} would fit {folder}"
         for folder in near
         for other in sorted(EXPECTED, key=lambda name: name != layout)
         if fits(other, folder)
     )
     hint = next(hints, "; no layout fits there or nearby: choose another folder")
-    return f"{key} does not fit data={layout}: expected {EXPECTED[layout]}; found {found}{hint}"
+    wanted = f"{root} does not fit the layout {layout}: expected {EXPECTED[layout]}"
+    return f"{wanted}; found {found}{hint}"
 
 
 # The three layouts

@@ -58,10 +58,11 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         CaseError: the disk is full, or the folder cannot be written to.
     """
     home = next(one for one in folder.absolute().parents if one.exists())
-    draft = home / f".{folder.name}.{uuid.uuid4().hex[:8]}"
+    name = "-".join(folder.absolute().relative_to(home).parts)  # another's `bundle` is not ours
+    draft = home / f".{name}.{uuid.uuid4().hex[:8]}"
     old = draft.with_suffix(".old")
     try:
-        draft_name = re.compile(rf"\.{re.escape(folder.name)}\.([0-9a-f]{{8}}|old)")
+        draft_name = re.compile(rf"\.{re.escape(name)}\.([0-9a-f]{{8}}|old)")
         for leftover in home.iterdir():
             if draft_name.fullmatch(leftover.name):
                 shutil.rmtree(leftover, ignore_errors=True)  # of a process that was killed

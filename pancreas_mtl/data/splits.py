@@ -112,7 +112,6 @@ def save_splits(splits: Splits, path: Path) -> None:
         return
     if path.exists():
         raise UsageError(
-            f"{path}: the cases have changed since these splits were made; "
-            "give another output_dir, or overwrite=true"
+            f"{path}: the cases have changed since these splits were made; give another output_dir"
         )
     write_text(path, text)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pancreas_mtl.data.pool import map_in_processes
@@ -44,13 +45,15 @@ def evaluate(
     Args:
         predictions: folders as `read_predictions` reads them.
         references: what to compare with.
-        task: tolerances, targets and the number of resamples.
+        task: tolerances, targets and the number of resamples; its coverage is for conformal sets
+            of which their folder does not say what they state.
         workers: processes.
         missing: `worst`: a case without prediction counts as the worst; `skip`: it is left out,
             as where the references of all folds meet the predictions of one.
 
     Raises:
-        UsageError: a folder that cannot be read, or no case that has both.
+        UsageError: a folder that cannot be read, no case that has both, or conformal sets of
+            several coverages.
     """
     if missing not in ("worst", "skip"):
         raise UsageError(f"missing={missing}: choose worst or skip")
@@ -62,6 +65,7 @@ def evaluate(
     else:
         scores, failures = {}, []
     cases = _case_results(known, predicted, scores)
+    task = replace(task, coverage=_coverage(predicted.values()) or task.coverage)
     regions = {region: region_metrics(cases, region, task) for region in REGIONS}
     subtype = subtype_metrics(cases, task)
     reached = {
@@ -149,6 +153,18 @@ def _case_results(
         )
         results.append(result)
     return results
+
+
+def _coverage(predictions: Iterable[Prediction]) -> float | None:
+    """What the conformal sets state; None where nobody says."""
+    with_sets = [p for p in predictions if p.conformal_set is not None]
+    stated = {p.coverage for p in with_sets if p.coverage is not None}
+    if len(stated) > 1:
+        raise UsageError(
+            f"predictions: the conformal sets state coverages of {sorted(stated)}: give those of "
+            "one coverage at a time"
+        )
+    return stated.pop() if stated else None
 
 
 def _common_folder(references: Iterable[Reference]) -> str | None:

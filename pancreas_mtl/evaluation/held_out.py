@@ -52,6 +52,7 @@ from pancreas_mtl.inference.calibration import (
     calibrated,
     conformal_set,
     save_calibration,
+    stated_coverage,
 )
 from pancreas_mtl.inference.maps import MAPS
 from pancreas_mtl.inference.pipeline import nifti_source, predict_cases
@@ -169,7 +170,11 @@ def _score(job: tuple[str, Path, Path, Path]) -> tuple[MaskScores, ...]:
 def write_calibrated(
     oof_dir: Path, calibrations: Mapping[str, Calibration], output_dir: Path
 ) -> None:
-    """Write each case's mask and subtype with its own calibration, as `predict.py` writes them."""
+    """Write each case's mask and subtype with its own calibration, as `predict.py` writes them.
+
+    Lesion candidates and the entropy of the mask stay those of the mask's probabilities without
+    temperature, which are gone.
+    """
     shutil.rmtree(output_dir, ignore_errors=True)
     open_output(output_dir, "calibrated", overwrite=True)
     facts: dict[str, Any] = json.loads((oof_dir / "run.json").read_text())
@@ -191,6 +196,8 @@ def write_calibrated(
             )
         records.append(record)
     failed = [read_record(failure) for failure in facts.pop("failures")]
+    stated = [stated_coverage([one]) for one in calibrations.values()]
+    facts["conformal_coverage"] = next((one for one in stated if one is not None), None)
     close_output(output_dir, [*records, *failed], facts)
 
 

@@ -23,7 +23,8 @@ class Prediction:
     """The answer for one case, as far as there is one.
 
     `candidates` is a detection map: the mask of every lesion candidate, filled with its score in
-    (0, 1], as in the PI-CAI and PANORAMA challenges. `image` is the CT that was read, if known.
+    (0, 1], as in the PI-CAI and PANORAMA challenges. `coverage` is what the conformal set states,
+    and `image` the CT that was read, if known.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Prediction:
     subtype: int | None = None
     probabilities: tuple[float, ...] | None = None  # (S,)
     conformal_set: tuple[int, ...] | None = None
+    coverage: float | None = None
     candidates: Path | None = None
     image: Path | None = None
 
@@ -68,7 +70,7 @@ def _read_folder(folder: Path) -> dict[str, Prediction]:
     candidates = masks_by_case(folder / "lesion_candidates")
     subtypes = read_subtypes(folder / "subtype_results.csv") or {}
     probabilities, sets = _probabilities(folder / "subtype_probabilities.csv")
-    images = _images(folder)
+    images, coverage = _recorded(folder)
     predictions = {}
     for name in sorted({*masks, *subtypes, *probabilities}):
         own = probabilities.get(name)
@@ -79,6 +81,7 @@ def _read_folder(folder: Path) -> dict[str, Prediction]:
             subtype=own.index(max(own)) if subtype is None and own else subtype,
             probabilities=own,
             conformal_set=sets.get(name),
+            coverage=coverage,
             candidates=candidates.get(name),
             image=images.get(name),
         )
@@ -102,7 +105,7 @@ def _probabilities(
             if name in probabilities:
                 raise ValueError("a second time")
             probabilities[name] = _distribution(row)
-            if row.get("conformal_set") is not None:
+            if row.get("conformal_set") not in (None, "-"):
                 sets[name] = _members(row["conformal_set"])
         except (KeyError, TypeError, ValueError):
             raise UsageError(
@@ -129,9 +132,12 @@ def _members(text: str) -> tuple[int, ...]:
     return members
 
 
-def _images(folder: Path) -> dict[str, Path]:
-    """The input of each case, from `run.json`; none where no prediction wrote such a file."""
+def _recorded(folder: Path) -> tuple[dict[str, Path], float | None]:
+    """The input of each case and the coverage of the sets, as far as `run.json` names them."""
     record = read_prediction_record(folder)
     if record is None and (folder / "validation").is_dir():
         raise UsageError(f"{folder} is a training, not a prediction: give {folder / 'validation'}")
-    return {case["name"]: Path(case["input"]) for case in record["cases"]} if record else {}
+    if record is None:
+        return {}, None
+    images = {case["name"]: Path(case["input"]) for case in record["cases"]}
+    return images, record.get("conformal_coverage")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import os
 import subprocess
 import sys
 import threading
@@ -27,6 +26,7 @@ from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluation.trials import Laboratory, Step, Trial, bundle_of, steps
 from pancreas_mtl.inference.bundle import bundle_digest
 from pancreas_mtl.interruption import EXIT_CODE
+from pancreas_mtl.ranks import environment_alone
 
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]  # where train.py and predict.py lie
@@ -160,13 +160,13 @@ def _call(step: Step, folder: Path, threads: int, lock: IO[str], processes: _Pro
 
     It holds the lock too, in case that it outlives this process.
     """
-    environment = os.environ | {f"{library}_NUM_THREADS": str(threads) for library in LIBRARIES}
+    shares = {f"{library}_NUM_THREADS": str(threads) for library in LIBRARIES}
     start_s = time.perf_counter()
     try:
         with (folder / "log.txt").open("a") as output:
             return processes.run(
                 step.arguments,
-                env=environment,
+                env=environment_alone() | shares,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 pass_fds=[lock.fileno()],

@@ -144,8 +144,8 @@ def conformal_set(
         raw: probabilities (S,) of each model, before any temperature.
         calibrations: of each model; models of one ensemble state the same coverage.
     """
-    coverages = {calibration.coverage for calibration in calibrations}
-    if len(coverages) != 1 or not all(calibration.conformity for calibration in calibrations):
+    coverage = stated_coverage(calibrations)
+    if coverage is None:
         return None
     total = sum(len(calibration.conformity) for calibration in calibrations)
     better = np.zeros(NUM_SUBTYPES)
@@ -153,8 +153,16 @@ def conformal_set(
         better += (np.array(calibration.conformity)[:, None] > probabilities).sum(axis=0)
     # The new case counts once a model: so models that share their held-out cases exclude no more
     # than one of them could.
-    kept = better < coverages.pop() * (total + len(calibrations))
+    kept = better < coverage * (total + len(calibrations))
     return tuple(int(subtype) for subtype in np.flatnonzero(kept))
+
+
+def stated_coverage(calibrations: Sequence[Calibration]) -> float | None:
+    """What the conformal sets of these models together state; None where they have no sets."""
+    coverages = {calibration.coverage for calibration in calibrations}
+    if len(coverages) != 1 or not all(calibration.conformity for calibration in calibrations):
+        return None
+    return coverages.pop()
 
 
 def save_calibration(folder: Path, calibration: Calibration) -> None:

@@ -27,6 +27,7 @@ from pancreas_mtl.inference.calibration import (
     calibrated,
     conformal_set,
     fit_ensemble_temperature,
+    stated_coverage,
 )
 from pancreas_mtl.inference.engines import Precision, make_engine
 from pancreas_mtl.inference.maps import maps_at
@@ -111,9 +112,9 @@ class Predictor:
             make_engine(engine, one.network, one.plan, device=device, precision=precision)
             for one in bundles
         ]
-        self.ensemble_temperature = fit_ensemble_temperature(
-            [one.calibration for one in bundles if one.network.has_subtype]
-        )
+        voters = [one.calibration for one in bundles if one.network.has_subtype]
+        self.ensemble_temperature = fit_ensemble_temperature(voters)
+        self.conformal_coverage = stated_coverage(voters)
 
     @property
     def has_subtypes(self) -> bool:

@@ -30,6 +30,7 @@ def read_prediction_record(folder: Path) -> dict[str, Any] | None:
         record: dict[str, Any] = {**json.loads(path.read_text(encoding="utf-8"))}
         for entry in (*record["cases"], *record["failures"]) if "cases" in record else ():
             _ = str(entry["name"]), Path(entry["input"])
+        _ = float(record.get("conformal_coverage") or 0)
     except UNREADABLE as error:
         raise UsageError(
             f"{path} cannot be read ({reason(error)}): predict again, or remove it"

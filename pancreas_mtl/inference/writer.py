@@ -152,6 +152,7 @@ def run_facts(predictor: Predictor, config: Mapping[str, Any]) -> dict[str, Any]
         "config": dict(config),
         "bundles": [bundle.digest for bundle in predictor.bundles],
         "ensemble_temperature": predictor.ensemble_temperature,
+        "conformal_coverage": predictor.conformal_coverage,
         "subtypes": "given" if predictor.has_subtypes else NO_SUBTYPES,
     }
 
@@ -170,7 +171,8 @@ def _shares(record: CaseRecord) -> list[str]:
 
 
 def _set(record: CaseRecord) -> str:
-    return "|".join(map(str, record.conformal_set or ()))
+    """Such as `0|2`; nothing for an empty set, and `-` where none could be made."""
+    return "-" if record.conformal_set is None else "|".join(map(str, record.conformal_set))
 
 
 def read_record(raw: Mapping[str, Any]) -> CaseRecord:

@@ -132,15 +132,23 @@ def _check_destination(root: Path, output_dir: Path, *, overwrite: bool) -> None
 
 
 def _official_split(cases: list[Case], source: str, root: Path) -> tuple[list[Case], list[str]]:
-    """Turn a one-fold `splits_final.json` into the cases' splits; several folds are noted."""
-    folds = read_official_folds(source, root) or []
+    """Turn a one-fold `splits_final.json` into the cases' splits; what that changes is noted."""
+    folds, path = read_official_folds(source, root) or [], root / _SPLITS
     if len(folds) > 1:
-        path = root / _SPLITS
         return cases, [f"{path} has {len(folds)} folds, which layout quiz cannot hold: all train"]
-    validation = set(folds[0][1]) if folds else set()
+    if not folds:
+        return cases, []
+    train, validation = map(set, folds[0])
+    labelled = [c.name for c in cases if c.split != "test" and c.subtype is not None]
+    notes = []
+    if neither := [name for name in labelled if name not in train | validation]:
+        notes.append(
+            f"{path} leaves out {len(neither)} labelled cases, such as {neither[0]}, which layout "
+            "quiz cannot: they train"
+        )
     return [
         replace(case, split="validation") if case.name in validation else case for case in cases
-    ], []
+    ], notes
 
 
 def _fitting(cases: Sequence[Case], target: str) -> tuple[list[Case], dict[str, str]]:

@@ -46,7 +46,8 @@ def bootstrap_ci(
     Returns:
         Without cases, or where the statistic is undefined, a mean of None. For a single case the
         interval is None, for one case says nothing of others; a stratum of one case never varies.
-        Resamples where the statistic is undefined are left out.
+        Resamples where the statistic is undefined are left out; if it is so in all of them, the
+        interval is None.
     """
     num_cases = len(arrays[0])
     value = float(statistic(*arrays)) if num_cases else np.nan
@@ -55,7 +56,10 @@ def bootstrap_ci(
     if num_cases == 1:
         return Estimate(value, None)
     drawn = resampled_indices(num_cases, strata=strata, resamples=resamples, seed=seed)
-    low, high = np.nanquantile(statistic(*(array[drawn] for array in arrays)), QUANTILES)
+    resampled = statistic(*(array[drawn] for array in arrays))
+    if np.isnan(resampled).all():
+        return Estimate(value, None)
+    low, high = np.nanquantile(resampled, QUANTILES)
     return Estimate(value, (float(low), float(high)))
 
 

@@ -234,10 +234,7 @@ def _side_by_side(parts: Sequence[Evidence]) -> Evidence:
 
 
 class NoHead(nn.Module):
-    """No subtype, as in a network from elsewhere that only segments; its evidence is empty, F = 0.
-
-    It cannot be trained, so `HEADS` leaves it out.
-    """
+    """No subtype, in a network that only segments; its evidence is empty, F = 0."""
 
     def gather(self, image: Tensor, features: Sequence[Tensor], probabilities: Tensor) -> Evidence:
         """Nothing, (B, 0)."""

@@ -58,14 +58,23 @@ def importance_chart(importances: dict[str, float]) -> Figure:
 
 def results_table(study: Study) -> Table:
     """The best trials for the terminal."""
-    done = [trial for trial in study.get_trials(deepcopy=False) if trial.value is not None]
-    best = sorted(done, key=lambda trial: -(trial.value or 0.0))[:SHOWN]
-    names = list(dict.fromkeys(name for trial in best for name in trial.params))
+    reached = [(best_value(trial), trial) for trial in study.get_trials(deepcopy=False)]
+    done = [(value, trial) for value, trial in reached if value is not None]
+    best = sorted(done, key=lambda pair: -pair[0])[:SHOWN]
+    names = list(dict.fromkeys(name for _, trial in best for name in trial.params))
     table = Table("trial", "state", "value", *names, title=f"best of {len(done)} trials")
-    for trial in best:
-        values = [_short(trial.params.get(name, "")) for name in names]
-        table.add_row(str(trial.number), trial.state.name.lower(), f"{trial.value:.4f}", *values)
+    for value, trial in best:
+        chosen = [_short(trial.params.get(name, "")) for name in names]
+        table.add_row(str(trial.number), trial.state.name.lower(), f"{value:.4f}", *chosen)
     return table
+
+
+def best_value(trial: FrozenTrial) -> float | None:
+    """The highest value of a trial; None without any. Of a pruned one, Optuna keeps the last."""
+    if trial.state == TrialState.PRUNED:
+        return max(trial.intermediate_values.values(), default=None)
+    value: float | None = trial.value
+    return value
 
 
 def best_command(study: Study, overrides: Sequence[str]) -> str | None:
@@ -80,10 +89,11 @@ def best_command(study: Study, overrides: Sequence[str]) -> str | None:
 
 def _facts(trial: FrozenTrial) -> list[Any]:
     seconds = trial.duration.total_seconds() if trial.duration else None
+    value = best_value(trial)
     return [
         trial.number,
         trial.state.name.lower(),
-        "" if trial.value is None else f"{trial.value:.6g}",
+        "" if value is None else f"{value:.6g}",
         len(trial.intermediate_values),
         "" if seconds is None else f"{seconds:.0f}",
         trial.user_attrs.get(FOLDER, ""),

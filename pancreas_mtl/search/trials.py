@@ -14,6 +14,7 @@ from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
 from pancreas_mtl.errors import CaseError, UsageError
+from pancreas_mtl.ranks import environment_alone
 from pancreas_mtl.search.results import write_results
 from pancreas_mtl.search.space import Space, suggest
 from pancreas_mtl.search.study import DONE, Begun, SweepConfig, count, next_trial
@@ -102,6 +103,7 @@ def run_trial(
             [sys.executable, str(TRAIN), *arguments],
             stdout=output,
             stderr=subprocess.STDOUT,
+            env=environment_alone(),
             pass_fds=[alive.fileno()],
         )
     try:

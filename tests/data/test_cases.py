@@ -193,7 +193,7 @@ def test_unknown_layout(quiz):
 
 
 def test_missing_root(tmp_path):
-    with pytest.raises(UsageError, match=r"data\.root=.*nowhere is no folder: give the dataset"):
+    with pytest.raises(UsageError, match="nowhere is no folder: give the dataset"):
         read_cases("quiz", tmp_path / "nowhere")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(UsageError, match="loop is no folder"):
@@ -203,8 +203,8 @@ def test_missing_root(tmp_path):
 def test_empty_folder(tmp_path):
     empty = tmp_path / "a" / "b" / "empty"
     empty.mkdir(parents=True)
-    with pytest.raises(UsageError, match=r"does not fit data=quiz: expected train/subtype\{0,1,2\}"
-                       "/.*; found nothing; no layout fits there or nearby"):  # fmt: skip
+    wanted = r"does not fit the layout quiz: expected train/subtype\{0,1,2\}/.*; found nothing"
+    with pytest.raises(UsageError, match=f"{wanted}; no layout fits there or nearby"):
         read_cases("quiz", empty)
 
 
@@ -215,7 +215,7 @@ def test_another_layout_is_named(quiz, nnunet, msd):
         ("nnunet", msd, "msd"),
         ("quiz", msd, "msd"),
     ]:
-        with pytest.raises(UsageError, match=f"data={better} data.root={root} would fit"):
+        with pytest.raises(UsageError, match=f"the layout {better} would fit {root}$"):
             read_cases(layout, root)
 
 
@@ -226,7 +226,7 @@ def test_a_root_one_level_off_is_named(quiz, nnunet):
         ("nnunet", nnunet.parent, nnunet),
         ("nnunet", nnunet / "imagesTr", nnunet),
     ]:
-        with pytest.raises(UsageError, match=f"data={layout} data.root={better} would fit"):
+        with pytest.raises(UsageError, match=f"the layout {layout} would fit {better}$"):
             read_cases(layout, root)
 
 

@@ -138,7 +138,7 @@ def test_a_repeated_call_changes_nothing_and_fills_in_what_is_missing(tmp_path, 
 def test_another_dataset_is_refused_unless_it_may_be_overwritten(tmp_path, instant):
     write_dataset(tmp_path / "a", num_cases=10)
     before = contents(tmp_path / "a")
-    with pytest.raises(UsageError, match=r"with seed=0 instead of 1: .*overwrite=true"):
+    with pytest.raises(UsageError, match=r"with seed=0 instead of 1: give .*data\.root.*remove it"):
         write_dataset(tmp_path / "a", num_cases=10, seed=1)
     assert contents(tmp_path / "a") == before
     (tmp_path / "a" / "notes.txt").write_text("mine")
@@ -152,7 +152,7 @@ def test_another_dataset_is_refused_unless_it_may_be_overwritten(tmp_path, insta
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_folders_with_something_else_are_left_alone(tmp_path, instant, overwrite):
     (tmp_path / "scan.nii.gz").write_bytes(b"precious")
-    with pytest.raises(UsageError, match="holds something else: give an empty or new output_dir"):
+    with pytest.raises(UsageError, match="holds something else: give an empty or new folder"):
         write_dataset(tmp_path, num_cases=5, overwrite=overwrite)
     assert list(contents(tmp_path).values()) == [b"precious"]
 

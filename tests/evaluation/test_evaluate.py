@@ -419,3 +419,23 @@ def test_the_table_names_targets_and_artefacts(predictions, references):
     assert "out/[x]/metrics.json" in text
     assert "subtype 2" in text
     assert "\x1b[" in render_table(run(predictions, references), colour=True)
+
+
+def test_the_goal_of_conformal_sets_is_what_they_state(predictions, references):
+    stated = {"cases": [], "failures": [], "conformal_coverage": 0.8}
+    (predictions / "run.json").write_text(json.dumps(stated))
+    found = document(run(predictions, references))["subtype"]["conformal"]
+    assert found["target_coverage"] == 0.8
+
+
+def test_sets_of_several_coverages_are_refused(predictions, references, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    header = "Names,p0,p1,p2,conformal_set"
+    (other / "subtype_probabilities.csv").write_text(f"{header}\nmore.nii.gz,1,0,0,0\n")
+    for folder, coverage in ((predictions, 0.9), (other, 0.8)):
+        stated = {"cases": [], "failures": [], "conformal_coverage": coverage}
+        (folder / "run.json").write_text(json.dumps(stated))
+    references = read_references(references)
+    with pytest.raises(UsageError, match=r"state coverages of \[0.8, 0.9\]: give those of"):
+        evaluate([predictions, other], references, task=TASK)

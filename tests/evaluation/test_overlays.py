@@ -31,7 +31,9 @@ def folders(tmp_path, write_nifti):
         write_nifti(tmp_path / "references" / f"{name}.nii.gz", mask)
         write_nifti(tmp_path / "predictions" / f"{name}.nii.gz", np.roll(mask, 1, axis=0))
         entries.append({"name": name, "input": str(image)})
-    (tmp_path / "predictions" / "run.json").write_text(json.dumps({"cases": entries}))
+    (tmp_path / "predictions" / "run.json").write_text(
+        json.dumps({"cases": entries, "failures": []})
+    )
     (tmp_path / "overlays").mkdir()
     return tmp_path
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -17,8 +18,10 @@ def test_everything_a_folder_may_hold(tmp_path):
     (tmp_path / "subtype_results.csv").write_text("Names,Subtype\na.nii.gz,0\n")
     (tmp_path / "subtype_probabilities.csv").write_text(
         f"{HEADER},conformal_set\na.nii.gz,0.2,0.5,0.3,0|2\nb.nii.gz,0.2,0.5,0.3,\n"
+        "c.nii.gz,0.2,0.5,0.3,-\n"
     )
     record = {"cases": [{"name": "a", "input": "/data/a_0000.nii.gz"}], "failures": []}
+    record |= {"conformal_coverage": 0.8}
     (tmp_path / "run.json").write_text(json.dumps(record))
     found = read_predictions([tmp_path])
     assert found["a"] == Prediction(
@@ -27,11 +30,13 @@ def test_everything_a_folder_may_hold(tmp_path):
         subtype=0,  # as handed in, whatever is most probable
         probabilities=(0.2, 0.5, 0.3),
         conformal_set=(0, 2),
+        coverage=0.8,
         candidates=tmp_path / "lesion_candidates" / "a.nii.gz",
         image=type(tmp_path)("/data/a_0000.nii.gz"),
     )
-    b = Prediction(name="b", subtype=1, probabilities=(0.2, 0.5, 0.3), conformal_set=())
-    assert found["b"] == b  # the most probable one, and an empty set
+    b = Prediction(name="b", subtype=1, probabilities=(0.2, 0.5, 0.3), coverage=0.8)
+    assert found["b"] == replace(b, conformal_set=())  # the most probable one, and an empty set
+    assert found["c"] == replace(b, name="c")  # where no set could be made
 
 
 @pytest.mark.parametrize(
@@ -58,7 +63,13 @@ def test_a_case_with_two_distributions_is_refused(tmp_path):
         read_predictions([tmp_path])
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"cases": [{"name": "a"}]}', '{"cases": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", '{"cases": [{"name": "a"}]}', '{"cases": 3}'),
+        '{"cases": [], "failures": [], "conformal_coverage": "most"}',
+    ],
+)
 def test_a_damaged_record_is_refused(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(UsageError, match=r"run\.json cannot be read .*: predict again, or remove"):

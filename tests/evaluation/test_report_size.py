@@ -85,7 +85,8 @@ def write_runs(root):
     names = [name for slices in COPIES for name in names_of(slices)]
     seconds = dict.fromkeys(("read", "network", "write"), 1.0)
     images = {name: str(root / "test" / f"{name}_0000.nii.gz") for name in names}
-    record = {"cases": [{"name": n, "input": images[n], "seconds": seconds} for n in names]}
+    cases = [{"name": n, "input": images[n], "seconds": seconds} for n in names]
+    record = {"cases": cases, "failures": []}
     for run in RUNS:
         (root / run / "run.json").write_text(json.dumps(record))
         case = metrics["cases"][0]

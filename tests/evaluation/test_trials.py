@@ -232,6 +232,19 @@ def test_a_trial_gets_its_share_of_threads(monkeypatch, tmp_path):
     assert (tmp_path / "t").read_text() == "3"
 
 
+def test_steps_are_of_no_launchers_group(monkeypatch, tmp_path):
+    program = "import os; open('names', 'w').write(' '.join(os.environ))"
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
+        monkeypatch.setenv(name, "1")
+    step = Step("train", ("-c", program), tmp_path / "names")
+    monkeypatch.setattr(module, "steps", lambda trial, laboratory: [step])
+    run_trials(list_trials({"a": []}, [0], []), Laboratory(tmp_path), jobs=1)
+    found = set((tmp_path / "names").read_text().split())
+    assert not found & {"RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"}
+    assert "PATH" in found
+
+
 def test_a_second_stage_starts_from_the_bundle_of_the_first(counting, tmp_path):
     configurations = {"second": ["model.pretrained={first}"], "first": []}
     second, first = list_trials(configurations, [3], [])

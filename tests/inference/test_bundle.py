@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 
+from pancreas_mtl.data.files import atomic_folder
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.inference.bundle import bundle_digest, load_bundle, save_bundle
 from pancreas_mtl.inference.calibration import Calibration, save_calibration
@@ -52,6 +53,17 @@ def test_saving_again_replaces_it_as_a_whole(bundle, plan, network):
     )
     assert not (bundle / "stray").exists()
     assert [path.name for path in bundle.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_folders_of_one_name_may_be_written_at_once(tmp_path):
+    (tmp_path / ".a-bundle.0123abcd").mkdir()  # of a process that was killed
+    with atomic_folder(tmp_path / "a" / "bundle") as first:
+        (first / "x").touch()
+        with atomic_folder(tmp_path / "b" / "bundle") as second:
+            (second / "y").touch()
+    assert [path.name for path in (tmp_path / "a" / "bundle").iterdir()] == ["x"]
+    assert [path.name for path in (tmp_path / "b" / "bundle").iterdir()] == ["y"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
 def test_digest_names_the_content(bundle):

@@ -207,6 +207,18 @@ def test_what_gets_lost_is_said(quiz, nnunet, tmp_path):
     assert not (tmp_path / "back" / "validation").exists()
 
 
+def test_cases_that_the_fold_leaves_out_are_said_to_train(nnunet, tmp_path):
+    path = nnunet / "splits_final.json"
+    ((train, validation),) = read_official_folds("nnunet", nnunet)
+    path.write_text(json.dumps([{"train": train[2:], "val": validation}]))
+    conversion = convert_dataset(nnunet, tmp_path / "back", source="nnunet", target="quiz")
+    assert conversion.notes == [
+        f"{path} leaves out 2 labelled cases, such as {train[0]}, which layout quiz cannot: "
+        "they train"
+    ]
+    assert facts("quiz", tmp_path / "back")[train[0]][0] == "train"
+
+
 def test_predictions_are_what_nnunet_evaluates(bundle, nnunet, tmp_path):
     """It takes the `.nii.gz` files of both folders, asks for equal names, compares arrays."""
     predictor = Predictor.from_bundle(bundle, device="cpu", precision="fp32")
@@ -231,7 +243,11 @@ def test_predictions_are_what_nnunet_evaluates(bundle, nnunet, tmp_path):
         ("dicom", "quiz", "from=dicom: choose one of quiz, nnunet, msd"),
         ("quiz", "msd", "to=msd: choose one of quiz, nnunet"),
         ("quiz", "quiz", "from=quiz to=quiz: nothing to convert"),
-        ("msd", "nnunet", "does not fit data=msd"),
+        (
+            "msd",
+            "nnunet",
+            "quiz does not fit the layout msd: .*; the layout quiz would fit /.*quiz$",
+        ),
     ],
 )
 def test_choices_that_make_no_sense_are_refused(source, target, message, quiz, tmp_path):

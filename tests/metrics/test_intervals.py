@@ -78,3 +78,11 @@ def test_resamples_where_it_is_undefined_are_left_out():
         return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
     assert bootstrap_ci(mean_of_positive, np.array([0.0, 0.0, 2.0])).ci95 == (2, 2)
+
+
+def test_without_a_defined_resample_there_is_no_interval():
+    def undefined_in_resamples(values):
+        return values.mean(axis=-1) if values.ndim == 1 else np.full(len(values), np.nan)
+
+    found = bootstrap_ci(undefined_in_resamples, np.array([1.0, 3.0]))
+    assert found == Estimate(2.0, None)

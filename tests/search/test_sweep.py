@@ -9,7 +9,7 @@ import textwrap
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -34,6 +34,7 @@ values = dict(argument.split("=", 1) for argument in sys.argv[1:])
 folder = pathlib.Path(values["output_dir"])
 with (folder / "started").open("a") as file:
     print(os.getpid(), *sys.argv[1:], file=file)
+(folder / "environment").write_text("\\n".join(os.environ))
 if values.get("break"):
     print("train: " + values["break"])
     sys.exit(int(values["code"]))
@@ -128,6 +129,30 @@ def test_a_trial_that_lags_behind_is_stopped(fake):
     assert len(read_curve(fake / "trial0001" / "metrics.csv", "val/score")) < 3
 
 
+def test_the_value_of_a_stopped_trial_is_its_best(tmp_path):
+    study, start = optuna.create_study(direction="maximize"), datetime(2026, 1, 1)
+    study.add_trial(trial_of(TrialState.PRUNED, start, start, values={0: 0.2, 1: 0.9, 2: 0.4}))
+    study.add_trial(trial_of(TrialState.COMPLETE, start, start, values={0: 0.5}))
+    write_results(study, tmp_path)
+    with (tmp_path / "trials.csv").open() as file:
+        assert [row["value"] for row in csv.DictReader(file)] == ["0.9", "0.5"]
+    columns = [list(column.cells) for column in results_table(study).columns]
+    assert columns == [["0", "1"], ["pruned", "complete"], ["0.9000", "0.5000"]]
+
+
+LAUNCHED = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": "1"}
+LAUNCHED |= {"TORCHELASTIC_RUN_ID": "x", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}
+
+
+def test_trainings_are_of_no_launchers_group(fake, monkeypatch):
+    for name, value in (LAUNCHED | {"SLURM_JOB_ID": "7"}).items():
+        monkeypatch.setenv(name, value)
+    search(fake, trials=1)
+    found = set((fake / "trial0000" / "environment").read_text().splitlines())
+    assert not found & set(LAUNCHED)
+    assert {"SLURM_JOB_ID", "PATH"} <= found
+
+
 def test_a_configuration_that_training_refuses_stops_the_search(fake):
     with pytest.raises(UsageError, match=r"train: data.root is not set"):
         search(fake, "break=data.root is not set", "code=2")
@@ -174,18 +199,18 @@ def test_the_time_left_follows_from_the_trials_that_are_done(fake, caplog):
     assert "trial 2, 1 of 2 done, about 0 minutes left: x=" in caplog.text
 
 
-def trial_of(state, start, end):
+def trial_of(state, start, end, values=MappingProxyType({0: 1.0})):
     return optuna.trial.FrozenTrial(
         number=-1,
         state=state,
-        value=1.0 if state.is_finished() else None,
+        value=list(values.values())[-1] if state.is_finished() else None,
         datetime_start=start,
         datetime_complete=end,
         params={},
         distributions={},
         user_attrs={},
         system_attrs={},
-        intermediate_values={0: 1.0},
+        intermediate_values=dict(values),
         trial_id=-1,
     )
 

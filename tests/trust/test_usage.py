@@ -68,7 +68,7 @@ USAGE = {
     "audit a folder of another layout": (
         "pancreas_mtl.audit",
         ["data=quiz", "data.root={tmp}/one", "output_dir={tmp}/o"],
-        "does not fit data=quiz: expected train/subtype",
+        "does not fit the layout quiz: expected train/subtype",
     ),
     "train into the dataset": (
         "train",
@@ -113,7 +113,7 @@ USAGE = {
     "phantoms over other files": (
         "pancreas_mtl.phantom",
         ["output_dir={tmp}/one", "num_cases=2"],
-        "holds something else: give an empty or new output_dir",
+        "holds something else: give an empty or new folder",
     ),
     "convert into the dataset": (
         "pancreas_mtl.convert",

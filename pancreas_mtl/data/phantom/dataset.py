@@ -24,6 +24,7 @@ from pancreas_mtl.data.pool import map_in_processes
 from pancreas_mtl.errors import CaseError, UsageError
 
 MANIFEST = "phantom.json"
+FOLDER = "folder (data.root of a training, output_dir of other commands)"
 VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2  # of num_cases; the rest trains
 CHOICES = {"layout": get_args(Layout), "difficulty": get_args(Difficulty), "size": get_args(Size)}
 
@@ -125,11 +126,11 @@ def _claim(output_dir: Path, plan: PhantomPlan, *, overwrite: bool) -> None:
             key = next(key for key in wanted if found[key] != wanted[key])
             raise UsageError(
                 f"{output_dir} holds another phantom dataset, with {key}={found[key]} instead of "
-                f"{wanted[key]}: give another output_dir, or overwrite=true"
+                f"{wanted[key]}: give another {FOLDER}, or remove it"
             )
         _remove(PhantomPlan(**found), output_dir)
     elif output_dir.exists() and not (output_dir.is_dir() and _is_empty(output_dir)):
-        raise UsageError(f"{output_dir} holds something else: give an empty or new output_dir")
+        raise UsageError(f"{output_dir} holds something else: give an empty or new {FOLDER}")
     _make_folder(output_dir)
     write_text(manifest, json.dumps(wanted, indent=2) + "\n")
 
@@ -139,7 +140,7 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = f"{folder} cannot be made ({error.strerror})"
-        raise UsageError(f"{reason}: give another output_dir") from None
+        raise UsageError(f"{reason}: give another {FOLDER}") from None
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -149,7 +150,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except ValueError:
         found = {}
     if found.get("format") != FORMAT or found.keys() != PhantomPlan.__dataclass_fields__.keys():
-        raise UsageError(f"{path} is of another version: give another output_dir, or remove it all")
+        raise UsageError(f"{path} is of another version: give another {FOLDER}, or remove it")
     return found
 
 
