@@ -34,9 +34,10 @@ def main(config: DictConfig) -> None:
         print_config(config)
         return
     dataset = build.dataset(config)
-    if not dataset.teaches_subtypes and config.model.pretrained is None:
+    if not dataset.teaches_subtypes and config.model.head != "none":
         log.warning("no case to train on has a subtype, so the network has no head for it")
         config.model.head = "none"
+        build.check(config)
     run_dir = Path(config.output_dir)
     if is_job():
         claim(run_dir)

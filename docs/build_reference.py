@@ -154,11 +154,20 @@ def leaves(node, prefix, source):
         name = f"{prefix}{key.value}"
         if isinstance(value, yaml.MappingNode) and value.value:
             yield from leaves(value, f"{name}.", source)
+        elif isinstance(value, yaml.SequenceNode) and not value.flow_style:  # a line for each item
+            items = yaml.SafeLoader("").construct_object(value, deep=True)
+            note = source[key.end_mark.line].partition(" #")[2]
+            yield name, cell(flow(items)), cell(note.strip())
         else:
             line = source[value.end_mark.line if value.end_mark.column else value.start_mark.line]
             text = line.split(":", 1)[1] if ":" in line else line
             shown, _, note = text.partition(" #")
             yield name, cell(shown.strip() or "{}"), cell(note.strip())
+
+
+def flow(items):
+    """A list in one line, without quotes."""
+    return f"[{', '.join(flow(one) if isinstance(one, list) else str(one) for one in items)}]"
 
 
 def cell(text):

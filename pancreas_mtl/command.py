@@ -67,7 +67,8 @@ def command(
                 _say("interrupted")
                 sys.exit(130)
             except interruption.Interrupted as stop:
-                together = config_name == "train" and has_siblings()
+                several = has_siblings() or "LOCAL_RANK" in os.environ  # Lightning's own children
+                together = config_name == "train" and several
                 _say(f"{stop}; the same command{' with resume=true' if together else ''} goes on")
                 sys.exit(0 if together and not is_first_process() else interruption.EXIT_CODE)
             finally:
@@ -195,7 +196,8 @@ def _suggestion(key: str, known: Iterable[str]) -> str:
 
 def is_said(key: str) -> bool:
     """Whether the command line itself sets a key, and not one of the choices on it."""
-    return any(line.split("=")[0] == key for line in HydraConfig.get().overrides.task)
+    said = HydraConfig.get().overrides.task
+    return any(line.lstrip("+").split("=")[0] == key for line in said)
 
 
 def _added_keys() -> list[str]:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pancreas_mtl.data.files import make_folder, write_json
 from pancreas_mtl.errors import UsageError
+from pancreas_mtl.ranks import is_first_process
 from pancreas_mtl.types import Job
 
 OUTCOME = "outcome.json"
@@ -78,22 +80,29 @@ def is_job() -> bool:
 def claim(output_dir: Path) -> None:
     """Keep the jobs of this multirun out of each other's folders, or the last one's run would stay.
 
+    The first process of a job claims for all of them. A multirun that is started again in the same
+    folder, with resume=true or on another trainer, has the same jobs.
+
     Raises:
         UsageError: another job has it.
     """
+    if not is_first_process():
+        return
     folder, job = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().overrides.task
     path = folder.parent / CLAIMS / _digest(os.path.realpath(output_dir))
-    mine = "\n".join(job)
+    draft = make_folder(path.parent) / f"{path.name}.{uuid.uuid4().hex[:8]}"
+    mine = "\n".join(line for line in job if not NOT_IN_NAMES.match(line) or "data.root=" in line)
     try:
-        make_folder(path.parent)
-        with path.open("x") as file:
-            file.write(mine)
+        draft.write_text(mine)
+        os.link(draft, path)  # there at once and whole, for one of them alone
     except FileExistsError:
         if path.read_text() != mine:
             raise UsageError(
                 f"output_dir={output_dir} is that of another job of this multirun as well: give "
                 "each one of its own, as output_dir='DIR/${experiment}-${seed}'"
             ) from None
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def write_outcome(config: DictConfig, exit_code: int, error: str | None) -> None:

@@ -26,7 +26,7 @@ from pancreas_mtl.data.files import make_folder, read_yaml, write_json, write_te
 from pancreas_mtl.interruption import Interrupted
 from pancreas_mtl.multirun import is_job
 from pancreas_mtl.provenance import code_state, machine, package_versions, peak_memory_gb
-from pancreas_mtl.ranks import is_first_process
+from pancreas_mtl.ranks import has_siblings, is_first_process
 from pancreas_mtl.training.faults import faults_explained
 
 SCHEMA = 1
@@ -64,7 +64,7 @@ def goes_on(config: DictConfig, run_dir: Path, *, num_processes: int) -> bool:
         return True
     if is_job() and is_finished(config, run_dir):
         return not config.overwrite
-    alone = num_processes == 1 and "WORLD_SIZE" not in os.environ
+    alone = num_processes == 1 and not has_siblings()
     record = read_record(run_dir)
     if config.overwrite and not record.get("overwrite"):
         return False  # the start that was interrupted did not ask for it

@@ -189,17 +189,22 @@ def test_trainers_leave_the_precision_free(trainer):
         ("seed=-1", "seed=-1: has to be 0 or more"),
         ("optimizer.decay=linear", "optimizer.decay=linear: choose one of cosine, poly"),
         ("task.score.macro_f1=high", "task.score.macro_f1=high: has to be a number"),
-        ("task.targets=[0.9]", "task.targets=.*: has to be keys with values"),
+        ("task.targets=3", "task.targets=3: has to be keys with values"),
         ("task.lesion_size_limits_ml=[4.2,big]", "lesion_size_limits_ml=big: has to be a number"),
         ("model.stages=[0,all]", "model.stages=all: has to be a whole number"),
         ("~task.coverage", "task.coverage is missing: write it into the file of task"),
+        ("head=none model.freeze=[encoder,decoder]", "nothing to train without a head"),
+        (
+            "head=none task.score.whole_pancreas_dsc=0 task.score.lesion_dsc=0",
+            "task.score: without a subtype head nothing of it is measured",
+        ),
         ("plan.spacing_mm=[0,1,1]", "plan: spacing_mm=.*: give three numbers above 0"),
         ("plan.patch_size=[64,64]", "plan: patch_size=.*: give three numbers above 0"),
     ],
 )
 def test_values_that_mean_nothing_are_refused_before_any_work(override, message):
     with pytest.raises(UsageError, match=message):
-        build.check(composed(override, "output_dir=run"))
+        build.check(composed(*override.split(), "output_dir=run"))
 
 
 def test_an_impossible_trainer_is_one_line(tmp_path):

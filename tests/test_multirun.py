@@ -48,12 +48,39 @@ def test_no_job_takes_the_folder_of_another(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(train, "open_run", opened)
     where = [f"output_dir={tmp_path / 'x'}", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-    for _ in range(2):
-        call("train", "-m", "debug=fast", "seed=0,1", *where, f"paths.outputs={tmp_path}")
+    for more in ([], ["resume=true"], ["workers=1", "overwrite=true"]):  # the same jobs again
+        call("train", "-m", "debug=fast", "seed=0,1", *where, f"paths.outputs={tmp_path}", *more)
         outcomes = [tmp_path / "sweep" / job / "outcome.json" for job in "01"]
         first, second = (json.loads(path.read_text())["error"] for path in outcomes)
         assert first == "opened"
         assert second.startswith(f"output_dir={tmp_path / 'x'} is that of another job of this")
+    (claimed,) = (tmp_path / "sweep" / "claims").iterdir()
+    assert claimed.read_text() == "debug=fast\nseed=0"
+
+
+def test_the_other_processes_of_a_job_claim_nothing(tmp_path, monkeypatch):
+    heads = []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(
+        train.build, "dataset", lambda config: SimpleNamespace(teaches_subtypes=True)
+    )
+    monkeypatch.setattr(train, "open_run", lambda config, run_dir: heads.append(config.model.head))
+    where = [f"output_dir={tmp_path / 'x'}", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    call("train", "-m", "debug=fast", "seed=0", *where, f"paths.outputs={tmp_path}")
+    assert heads == ["lesion"]
+    assert not (tmp_path / "sweep" / "claims").exists()
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_without_subtypes_there_is_no_head_whatever_the_weights(tmp_path, monkeypatch, pretrained):
+    heads = []
+    monkeypatch.setattr(train.build, "check", lambda config: heads.append(config.model.head))
+    monkeypatch.setattr(
+        train.build, "dataset", lambda config: SimpleNamespace(teaches_subtypes=False)
+    )
+    more = [f"model.pretrained={tmp_path}"] if pretrained else []
+    call("train", "debug=fast", f"paths.outputs={tmp_path}", "output_dir=/dev/null/x", *more)
+    assert heads == ["lesion", "none"]
 
 
 def test_a_debug_run_replaces_what_lies_in_its_own_folder_alone(tmp_path, monkeypatch):
@@ -63,10 +90,11 @@ def test_a_debug_run_replaces_what_lies_in_its_own_folder_alone(tmp_path, monkey
     monkeypatch.setattr(
         train.build, "dataset", lambda config: SimpleNamespace(teaches_subtypes=True)
     )
-    refused = call("train", "debug=fast", f"output_dir={folder}", f"paths.outputs={tmp_path}")
-    assert refused.code == 2
-    assert "holds a run: go on with it by resume=true" in refused.last_line
-    assert (folder / "bundle").exists()
+    for key in ("output_dir", "++output_dir"):
+        refused = call("train", "debug=fast", f"{key}={folder}", f"paths.outputs={tmp_path}")
+        assert refused.code == 2
+        assert "holds a run: go on with it by resume=true" in refused.last_line
+        assert (folder / "bundle").exists()
 
 
 def test_a_job_without_an_outcome_was_killed(tmp_path):

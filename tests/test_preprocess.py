@@ -47,6 +47,13 @@ def test_other_settings_are_not_ignored(prepare, tmp_path, key, message):
     assert {path: path.read_bytes() for path in (tmp_path / "p").iterdir()} == before
 
 
+def test_settings_that_made_no_plan_may_be_changed(prepare, tmp_path):
+    refused = prepare("plan.patch_size=[17,17,17]")
+    assert refused.code == 2, refused.stderr
+    assert not (tmp_path / "p" / "plan.json").exists()
+    assert prepare().code == 0
+
+
 def test_a_plan_of_unknown_settings_is_left_alone(prepare, tmp_path):
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "plan.json").write_text("{}")

@@ -62,6 +62,10 @@ def test_an_interrupted_run_goes_on_by_the_same_command(tmp_path, monkeypatch):
         assert not goes_on(config(), tmp_path, num_processes=2)
     assert not goes_on(config(), tmp_path, num_processes=1)
     note(tmp_path, status="interrupted")
+    for processes, alone in (("1", True), ("2", False)):  # torchrun with one is alone as well
+        monkeypatch.setenv("WORLD_SIZE", processes)
+        assert goes_on(config(), tmp_path, num_processes=1) == alone
+    monkeypatch.delenv("WORLD_SIZE")
     assert not goes_on(config(overwrite=True), tmp_path, num_processes=1), (
         "the start before did not ask for it"
     )

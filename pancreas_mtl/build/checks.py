@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluation.task import Task
 from pancreas_mtl.inference.bundle import load_bundle
 from pancreas_mtl.losses.joint import LossConfig
-from pancreas_mtl.metrics.score import selection_score
+from pancreas_mtl.metrics.score import MASK_TERMS, selection_score
 from pancreas_mtl.models.classifiers import HEADS
 from pancreas_mtl.models.network import NetworkConfig
 from pancreas_mtl.training.module import OptimizerConfig
@@ -80,8 +81,21 @@ def _check_values(config: DictConfig) -> None:
     if config.model.head not in (*HEADS, "none"):
         known = ", ".join(HEADS)
         raise UsageError(f"model.head={config.model.head}: choose one of {known} or none")
-    settings(WarmStart, config, "model")
-    selection_score({}, plain(config.task.score))
+    warm_start, weights = settings(WarmStart, config, "model"), plain(config.task.score)
+    selection_score({}, weights)
+    if config.model.head == "none":
+        _check_masks_alone(warm_start, weights)
+
+
+def _check_masks_alone(warm_start: WarmStart, weights: Mapping[str, float]) -> None:
+    """What is wrong only where there is no subtype head."""
+    if {"encoder", "decoder"} <= set(warm_start.freeze):
+        raise UsageError("model.freeze: leaves nothing to train without a head; leave out one part")
+    if not any(weights.get(term) for term in MASK_TERMS):
+        raise UsageError(
+            "task.score: without a subtype head nothing of it is measured; give weights to "
+            f"{' and '.join(MASK_TERMS)}"
+        )
 
 
 def _check_trainer(config: DictConfig) -> None:

@@ -121,8 +121,6 @@ def prepare(config: DictConfig, found: Dataset, run_dir: Path) -> Prepared:
         cache_dir = Path(config.paths.cache)
         wanted = {case.name: case for case in [*train, *validation]}
         made = preprocess(list(wanted.values()), chosen, cache_dir, workers=workers(config))
-    if config.model.head == "none":
-        made = [replace(entry, subtype=None) for entry in made]
     entries = dict(zip(wanted, made, strict=True))
     return Prepared(chosen, [entries[c.name] for c in train], [entries[c.name] for c in validation])
 
@@ -151,13 +149,14 @@ def claim_plan(config: DictConfig, output_dir: Path) -> None:
     path = output_dir / PLANNED_BY
     wanted = {key: plain(OmegaConf.select(config, key)) for key in DECIDING}
     with one_at_a_time(output_dir):
-        if path.exists():
+        planned = (output_dir / "plan.json").exists()
+        if planned and path.exists():
             for key, (old, new) in differences(read_yaml(path), wanted).items():
                 raise UsageError(
                     f"output_dir={output_dir} holds a plan with {key}={old}, not {new}: leave it "
                     "as it was, or give another output_dir"
                 )
-        elif (output_dir / "plan.json").exists():
+        elif planned:
             raise UsageError(
                 f"output_dir={output_dir} holds a plan, but no {PLANNED_BY} that says how it was "
                 "made: give another output_dir"
@@ -180,15 +179,22 @@ def workers(config: DictConfig) -> int:
 
 
 def datamodule(config: DictConfig, prepared: Prepared) -> PancreasDataModule:
-    """The loaders of a configuration."""
+    """The loaders of a configuration; a network without subtype head is told no subtype."""
+    train, validation = prepared.train, prepared.validation
+    if config.model.head == "none":
+        train, validation = map(_without_subtypes, (train, validation))
     return PancreasDataModule(
-        prepared.train,
-        prepared.validation,
+        train,
+        validation,
         patch_size=prepared.plan.patch_size,
         batch_size=prepared.plan.batch_size,
         seed=config.seed,
         config=settings(SamplingConfig, config, "sampling"),
     )
+
+
+def _without_subtypes(entries: list[CacheEntry]) -> list[CacheEntry]:
+    return [replace(entry, subtype=None) for entry in entries]
 
 
 def _few_cases(split: Split, count: int) -> Split:

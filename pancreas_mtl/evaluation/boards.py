@@ -43,7 +43,7 @@ def draw_results(
     draw_overlays(metrics, [run_dir / "validation"], references, folder, workers=workers)
     known = [case for case in metrics.cases if case.subtype is not None]
     truth = np.array([case.subtype for case in known])
-    if known:
+    if any(case.subtype_predicted is not None for case in known):
         answers = [UNKNOWN if c.subtype_predicted is None else c.subtype_predicted for c in known]
         save_png(confusion_chart(truth, np.array(answers)), folder / "confusion_matrix.png")
     sure = [case for case in known if case.subtype_probabilities is not None]

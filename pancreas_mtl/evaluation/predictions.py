@@ -12,7 +12,7 @@ from pancreas_mtl.data.files import read_csv
 from pancreas_mtl.data.names import from_cell
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluation.references import masks_by_case
-from pancreas_mtl.inference.record import read_prediction_record
+from pancreas_mtl.inference.record import RECORD, read_prediction_record
 from pancreas_mtl.types import NUM_SUBTYPES
 
 SUM_TOLERANCE = 1e-3  # of probabilities that are written with a few digits
@@ -135,7 +135,7 @@ def _members(text: str) -> tuple[int, ...]:
 def _recorded(folder: Path) -> tuple[dict[str, Path], float | None]:
     """The input of each case and the coverage of the sets, as far as `run.json` names them."""
     record = read_prediction_record(folder)
-    if record is None and (folder / "validation").is_dir():
+    if record is None and (folder / RECORD).exists() and (folder / "validation").is_dir():
         raise UsageError(f"{folder} is a training, not a prediction: give {folder / 'validation'}")
     if record is None:
         return {}, None

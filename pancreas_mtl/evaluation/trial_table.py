@@ -46,6 +46,7 @@ class Outcome:
     ranks: Array  # (N, S), the same but for cases without prediction; for AUROC
     in_set: Array  # (N,), whether the conformal set holds the subtype; NaN without sets
     set_size: Array  # (N,)
+    has_subtypes: bool  # whether any was answered; without, no figure of theirs is told
     training_s: float
     revision: str  # of the code that trained it; empty where git is not at hand
 
@@ -76,6 +77,7 @@ METRICS: Mapping[str, tuple[Score, tuple[str, ...]]] = {
     "coverage": (mean, ("in_set",)),
     "set_size": (mean, ("set_size",)),
 }
+OF_SUBTYPES = ("macro_f1", "auroc", "ece")
 TITLES = {
     "macro_f1": "macro-F1",
     "auroc": "AUROC",
@@ -125,6 +127,7 @@ def _read(trial: Trial, laboratory: Laboratory) -> Outcome:
         set_size=np.array(
             [without or (NUM_SUBTYPES if s is None else len(s)) for s in sets], dtype=np.float64
         ),
+        has_subtypes=any(row["subtype_predicted"] is not None for row in rows),
         training_s=seconds(trial, laboratory).get("train", np.nan),
         revision=_revision(laboratory.folder(trial) / "run" / "run.json"),
     )
@@ -148,8 +151,13 @@ def summarise(outcomes: Sequence[Outcome], *, resamples: int = 2000) -> list[Lin
             *(_line(name, metric, group, first, resamples) for metric in METRICS),
             _ece_line(name, group),
         )
-        if not np.isnan(line.mean)
+        if not np.isnan(line.mean) and _answers(group, line.metric)
     ]
+
+
+def _answers(group: Sequence[Outcome], metric: str) -> bool:
+    """Whether the networks answer what the metric is about; those without subtype head may not."""
+    return metric not in OF_SUBTYPES or all(one.has_subtypes for one in group)
 
 
 def _line(
@@ -161,7 +169,8 @@ def _line(
     own = interval(_mean_over_seeds(score, len(keys)), *_arrays(group, keys))
     difference = Estimate(None, None)
     both = {one.trial.seed for one in group} & {one.trial.seed for one in first}
-    if both and group[0].trial.configuration != first[0].trial.configuration:
+    other = group[0].trial.configuration != first[0].trial.configuration
+    if both and other and _answers(first, metric):
         ours, theirs = ([o for o in some if o.trial.seed in both] for some in (group, first))
         difference = interval(
             _difference(score, len(keys), len(both)),

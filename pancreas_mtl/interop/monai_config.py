@@ -161,6 +161,7 @@ def _save_subtype() -> dict[str, Any]:
 
 def metadata(bundle: Bundle) -> dict[str, Any]:
     """`configs/metadata.json`, as MONAI's schema has it."""
+    both = bundle.network.has_subtype
     return {
         "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/"
         "0.8.1/meta_schema_20240725.json",
@@ -173,14 +174,16 @@ def metadata(bundle: Bundle) -> dict[str, Any]:
             name: version(name) for name in ("nibabel", "scipy", "fire", "pytorch-ignite")
         },
         "supported_apps": {},
-        "name": "Pancreas, lesion and subtype",
-        "task": "Segmentation of pancreas and lesion in CT, and the lesion's subtype",
-        "description": "One network with two answers: see README.md and processing.json",
+        "name": "Pancreas, lesion and subtype" if both else "Pancreas and lesion",
+        "task": "Segmentation of pancreas and lesion in CT" + ", and the lesion's subtype" * both,
+        "description": f"One network with {'two answers' if both else 'one answer'}: see README.md "
+        "and processing.json",
         "authors": "the authors of pancreas_mtl",
         "copyright": "Apache-2.0",
         "data_type": "nibabel",
         "image_classes": "CT in HU, a crop around the pancreas, portal-venous phase",
-        "pred_classes": "labels 0 background, 1 pancreas, 2 lesion; probabilities of subtypes 0-2",
+        "pred_classes": "labels 0 background, 1 pancreas, 2 lesion"
+        + "; probabilities of subtypes 0-2" * both,
         "intended_use": "Research only: not a medical device, not for diagnosis or treatment",
         "network_data_format": _data_format(bundle),
     }

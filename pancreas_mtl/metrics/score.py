@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from pancreas_mtl.errors import UsageError
 
-SCORE_TERMS = ("whole_pancreas_dsc", "lesion_dsc", "macro_f1", "balanced_probability")
+MASK_TERMS = ("whole_pancreas_dsc", "lesion_dsc")
+SCORE_TERMS = (*MASK_TERMS, "macro_f1", "balanced_probability")
 
 
 def selection_score(values: Mapping[str, float], weights: Mapping[str, float]) -> float:

@@ -85,6 +85,7 @@ def test_the_interval_over_cases_has_the_width_of_the_standard_error():
         ranks=np.ones((400, 3)) / 3,
         in_set=values,
         set_size=values,
+        has_subtypes=True,
         training_s=1.0,
         revision="",
     )
@@ -119,6 +120,26 @@ def test_a_case_without_prediction_is_the_worst(tmp_path):
     assert lines["ece"] == pytest.approx((23 * 0.2 + 1) / 24)
     # the last of the eight of subtype 2, and before all eight of 0 and of 1
     assert lines["auroc"] == pytest.approx((7 / 8 + 2 * 15 / 16) / 3)
+
+
+def test_networks_without_subtype_head_have_no_figures_of_subtypes(tmp_path):
+    trials, laboratory = list_trials({"masks": [], "both": []}, [0], []), Laboratory(tmp_path)
+    for trial in trials:
+        write_metrics(laboratory.folder(trial), 0.9, SUBTYPES, [[s] for s in SUBTYPES])
+    path = laboratory.folder(trials[0]) / "evaluation" / "metrics.json"
+    document = json.loads(path.read_text())
+    unanswered = ("subtype_predicted", "subtype_probabilities", "conformal_set")
+    for case in document["cases"]:
+        case |= dict.fromkeys(unanswered)
+    path.write_text(json.dumps(document))
+    lines = {
+        (one.configuration, one.metric): one for one in summarise(read_outcomes(trials, laboratory))
+    }
+    told = {metric for configuration, metric in lines if configuration == "masks"}
+    assert told == {"whole_pancreas_dsc", "lesion_dsc"}
+    assert lines["both", "macro_f1"].mean == 1
+    assert lines["both", "macro_f1"].difference is None
+    assert lines["both", "lesion_dsc"].difference == 0
 
 
 def test_students_interval():
