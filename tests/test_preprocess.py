@@ -12,7 +12,12 @@ def prepare(tiny_quiz, tmp_path):
     """Call it for one folder, with more keys."""
 
     def prepare(*keys):
-        places = [f"data.root={tiny_quiz}", f"paths.cache={tmp_path / 'cache'}", "workers=1"]
+        places = [
+            f"data.root={tiny_quiz}",
+            f"paths.cache={tmp_path / 'cache'}",
+            "workers=1",
+            "audit=false",
+        ]
         return call(
             "pancreas_mtl.preprocess", *PLAN, *places, f"output_dir={tmp_path / 'p'}", *keys
         )
