@@ -39,13 +39,17 @@ def test_a_name_is_taken_by_hydra_and_shells_as_it_is(override):
     assert shlex.quote(folder) == folder
 
 
+def replace_dataset(monkeypatch, *, teaches_subtypes):
+    """Let no dataset be read."""
+    dataset = SimpleNamespace(teaches_subtypes=teaches_subtypes)
+    monkeypatch.setattr(train.build, "dataset", lambda config: dataset)
+
+
 def test_no_job_takes_the_folder_of_another(tmp_path, monkeypatch):
     def opened(config, run_dir):
         raise UsageError("opened")
 
-    monkeypatch.setattr(
-        train.build, "dataset", lambda config: SimpleNamespace(teaches_subtypes=True)
-    )
+    replace_dataset(monkeypatch, teaches_subtypes=True)
     monkeypatch.setattr(train, "open_run", opened)
     where = [f"output_dir={tmp_path / 'x'}", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     for more in ([], ["resume=true"], ["workers=1", "overwrite=true"]):  # the same jobs again
@@ -61,9 +65,7 @@ def test_no_job_takes_the_folder_of_another(tmp_path, monkeypatch):
 def test_the_other_processes_of_a_job_claim_nothing(tmp_path, monkeypatch):
     heads = []
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr(
-        train.build, "dataset", lambda config: SimpleNamespace(teaches_subtypes=True)
-    )
+    replace_dataset(monkeypatch, teaches_subtypes=True)
     monkeypatch.setattr(train, "open_run", lambda config, run_dir: heads.append(config.model.head))
     where = [f"output_dir={tmp_path / 'x'}", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     call("train", "-m", "debug=fast", "seed=0", *where, f"paths.outputs={tmp_path}")
@@ -75,9 +77,7 @@ def test_the_other_processes_of_a_job_claim_nothing(tmp_path, monkeypatch):
 def test_without_subtypes_there_is_no_head_whatever_the_weights(tmp_path, monkeypatch, pretrained):
     heads = []
     monkeypatch.setattr(train.build, "check", lambda config: heads.append(config.model.head))
-    monkeypatch.setattr(
-        train.build, "dataset", lambda config: SimpleNamespace(teaches_subtypes=False)
-    )
+    replace_dataset(monkeypatch, teaches_subtypes=False)
     more = [f"model.pretrained={tmp_path}"] if pretrained else []
     call("train", "debug=fast", f"paths.outputs={tmp_path}", "output_dir=/dev/null/x", *more)
     assert heads == ["lesion", "none"]
@@ -87,9 +87,7 @@ def test_a_debug_run_replaces_what_lies_in_its_own_folder_alone(tmp_path, monkey
     folder = tmp_path / "run"
     (folder / "bundle").mkdir(parents=True)
     (folder / "config.yaml").write_text("fold: 0\n")
-    monkeypatch.setattr(
-        train.build, "dataset", lambda config: SimpleNamespace(teaches_subtypes=True)
-    )
+    replace_dataset(monkeypatch, teaches_subtypes=True)
     for key in ("output_dir", "++output_dir"):
         refused = call("train", "debug=fast", f"{key}={folder}", f"paths.outputs={tmp_path}")
         assert refused.code == 2
@@ -130,9 +128,7 @@ def test_a_repeated_multirun_keeps_what_is_finished_with_its_scores(tmp_path, mo
         "pancreas_mtl.run_record.config_digest",
         lambda config: "this one" if config.seed == 0 else "another",
     )
-    monkeypatch.setattr(
-        train.build, "dataset", lambda config: SimpleNamespace(teaches_subtypes=True)
-    )
+    replace_dataset(monkeypatch, teaches_subtypes=True)
     paths = [f"paths.outputs={tmp_path}", f"paths.runs={tmp_path / 'runs'}"]
     arguments = ["-m", "experiment=smoke", "seed=0,1", *paths]
     again = call("train", *arguments)

@@ -169,8 +169,7 @@ def _line(
     own = interval(_mean_over_seeds(score, len(keys)), *_arrays(group, keys))
     difference = Estimate(None, None)
     both = {one.trial.seed for one in group} & {one.trial.seed for one in first}
-    other = group[0].trial.configuration != first[0].trial.configuration
-    if both and other and _answers(first, metric):
+    if both and group is not first and _answers(first, metric):
         ours, theirs = ([o for o in some if o.trial.seed in both] for some in (group, first))
         difference = interval(
             _difference(score, len(keys), len(both)),
