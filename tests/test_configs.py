@@ -10,9 +10,11 @@ from omegaconf import OmegaConf
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from pancreas_mtl import build
+from pancreas_mtl.build import Dataset, Prepared
 from pancreas_mtl.data.augment import AugmentConfig
 from pancreas_mtl.data.datamodule import SamplingConfig
 from pancreas_mtl.data.plan import PlanConfig
+from pancreas_mtl.data.splits import Split, Splits
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.losses.joint import LossConfig
 from pancreas_mtl.models.network import NetworkConfig
@@ -93,6 +95,28 @@ def test_torchrun_starts_as_many_processes_as_the_trainer_has(monkeypatch, overr
         build.check(config)
     monkeypatch.setenv("WORLD_SIZE", str(wanted))
     build.check(config)
+
+
+def test_a_run_says_whose_weights_know_what_it_holds_out(tmp_path):
+    """In its record and card; a cross-validation refuses such a run."""
+    bundle = tmp_path / "A"
+    bundle.mkdir()
+    first = composed("fold=1", "data=quiz", "data.root=DIR")
+    (bundle / "config.yaml").write_text(
+        yaml.safe_dump({"fold": 1, "data": build.plain(first.data)})
+    )
+    choices = ("data=quiz", "data.root=DIR", f"model.pretrained={bundle}")
+    assert held_out_facts(composed("fold=1", *choices)) == ()
+    known = held_out_facts(composed("fold=0", "overfit_cases=2", *choices))
+    assert known[0] == f"{bundle} was trained on fold 1 of the same data"
+    assert known[1].startswith("overfit_cases: ")
+
+
+def held_out_facts(config):
+    nothing = Dataset({}, Splits(()), Split((), ()))
+    facts = build.data_facts(config, Prepared(plan=None, train=[], validation=[]))
+    assert build.origin(config, nothing).known == facts["held_out_known_to"]
+    return facts["held_out_known_to"]
 
 
 def test_overfitting_changes_nothing_by_augmentation():

@@ -28,6 +28,7 @@ from pancreas_mtl.data.preprocess import CacheEntry, preprocess
 from pancreas_mtl.data.splits import Split, Splits, make_splits, save_splits
 from pancreas_mtl.errors import CaseError, UsageError
 from pancreas_mtl.inference.card import Origin, Part
+from pancreas_mtl.training.warm_start import held_out_known_to
 from pancreas_mtl.types import NUM_SUBTYPES, Case, Plan
 
 log = logging.getLogger(__name__)
@@ -101,7 +102,16 @@ def origin(config: DictConfig, found: Dataset) -> Origin:
         for name, names in (("train", found.split.train), ("validation", found.split.validation))
     ]
     phantom = config.data.layout == "phantom" or (root / MANIFEST).exists()
-    return Origin(str(config.data.layout), phantom, tuple(parts))
+    return Origin(str(config.data.layout), phantom, tuple(parts), _held_out_known_to(config))
+
+
+def _held_out_known_to(config: DictConfig) -> tuple[str, ...]:
+    """Why the figures of the cases that the run holds out are not out of fold, if they are not."""
+    run = {"data": plain(config.data), "fold": config.fold}
+    found = held_out_known_to(config.model.pretrained, run)
+    if config.overfit_cases:
+        found.append("overfit_cases: they train it as well")
+    return tuple(found)
 
 
 def _part(name: str, cases: Sequence[Case]) -> Part:
@@ -213,6 +223,7 @@ def data_facts(config: DictConfig, prepared: Prepared) -> dict[str, Any]:
         "root": str(Path(config.data.root).absolute()),
         "cases": {"train": len(prepared.train), "validation": len(prepared.validation)},
         "fingerprint": digest.hexdigest(),
+        "held_out_known_to": _held_out_known_to(config),
     }
 
 

@@ -128,8 +128,8 @@ def fit_lesion_bias(masks: Sequence[Sequence[MaskScores]]) -> float:
 
 
 def _worth_it(gains: Sequence[float]) -> bool:
-    """Whether a clean-up raises the mean DSC, as nnU-Net decides it."""
-    return bool(gains) and float(np.mean(gains)) > MIN_GAIN_DSC
+    """Whether a clean-up raises the mean DSC, as nnU-Net decides it; not for too few cases."""
+    return len(gains) >= MIN_CASES and float(np.mean(gains)) > MIN_GAIN_DSC
 
 
 def lesion_from(logits: FloatArray, shape: Triple, orders: Triple) -> LabelArray:

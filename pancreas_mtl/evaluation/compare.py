@@ -26,6 +26,8 @@ from pancreas_mtl.types import UNKNOWN
 
 Row = Mapping[str, Any]
 MEANS = ("whole_pancreas_dsc", "whole_pancreas_nsd", "lesion_dsc", "lesion_nsd")
+REFERENCE_VOLUMES = ("whole_pancreas_reference_volume_ml", "lesion_reference_volume_ml")
+SAME_VOLUME = 1e-3  # relative: headers round the spacing
 STANDARD_ERRORS_PER_INTERVAL = 2 * 1.96
 
 
@@ -79,15 +81,24 @@ def compare(metrics: Metrics, others: Sequence[Row], *, task: Task) -> list[Comp
     """Compare an evaluation with the cases of another one, metric by metric.
 
     A metric that one of them lacks for all cases is left out.
+
+    Raises:
+        UsageError: a case was compared with another reference there.
     """
     rows = [case.as_json() for case in metrics.cases]
+    for row, other in _of_one_name(rows, others):
+        if not _same_reference(row, other):
+            raise UsageError(
+                f"compare: {row['name']} has another reference there, of another subtype or "
+                "volume: evaluate both runs against the same references"
+            )
     return compare_rows(rows, others, resamples=task.bootstrap_resamples)
 
 
 def compare_rows(
     rows: Sequence[Row], others: Sequence[Row], *, resamples: int = 2000
 ) -> list[Comparison]:
-    """The same for the cases of two `metrics.json`."""
+    """The same for the cases of two `metrics.json`; pairs of different references are left out."""
     found = [
         *(_of_means(key, rows, others, resamples) for key in MEANS),
         _of_macro_f1(rows, others, resamples),
@@ -138,8 +149,21 @@ def _comparison(
 
 
 def _paired(rows: Sequence[Row], others: Sequence[Row]) -> list[tuple[Row, Row]]:
+    return [pair for pair in _of_one_name(rows, others) if _same_reference(*pair)]
+
+
+def _of_one_name(rows: Sequence[Row], others: Sequence[Row]) -> list[tuple[Row, Row]]:
     by_name = {row["name"]: row for row in others}
     return [(row, by_name[row["name"]]) for row in rows if row["name"] in by_name]
+
+
+def _same_reference(first: Row, second: Row) -> bool:
+    """As far as subtype and volumes tell; what one of them lacks tells nothing."""
+    return all(
+        np.isclose(float(first[key]), float(second[key]), rtol=SAME_VOLUME)
+        for key in ("subtype", *REFERENCE_VOLUMES)
+        if _both(key, first, second)
+    )
 
 
 def _both(key: str, first: Row, second: Row) -> bool:

@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pancreas_mtl.data.cases import dataset_of, read_cases
 from pancreas_mtl.data.files import (
     atomic_folder,
     link_or_copy,
     make_folder,
-    read_yaml,
     write_csv,
 )
 from pancreas_mtl.data.names import to_cell
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluation.calibrate import HeldOut, cross_fit, fit
+from pancreas_mtl.evaluation.folds import OOF, check_runs, find_runs, read_run_references
 from pancreas_mtl.evaluation.held_out import (
     LOSSES,
     copy_volumes,
@@ -46,12 +45,17 @@ from pancreas_mtl.inference.writer import (
     read_record,
 )
 
-OOF, CALIBRATED, ENSEMBLE = "oof", "calibrated", "ensemble"
+CALIBRATED, ENSEMBLE = "calibrated", "ensemble"
 KIND = "out-of-fold"
 
 
 def cross_validate(
-    runs: Sequence[Path], output_dir: Path, *, coverage: float, workers: int = 1
+    runs: Sequence[Path],
+    output_dir: Path,
+    *,
+    coverage: float,
+    partial: bool = False,
+    workers: int = 1,
 ) -> tuple[Path, list[Reference]]:
     """Gather the runs' out-of-fold cases, calibrate them and the ensemble.
 
@@ -59,16 +63,18 @@ def cross_validate(
         runs: training folders, or folders of them.
         output_dir: gets the three folders above.
         coverage: that the conformal sets state.
+        partial: whether cases that no run held out are left out.
         workers: processes.
 
     Returns:
         The folder of calibrated predictions, and their references.
 
     Raises:
-        UsageError: a folder that holds no finished run, a case that two runs held out, or an output
-            folder with files in the place of those above.
+        UsageError: a folder that holds no finished run, runs that are no cross-validation, see
+            `check_runs`, or an output folder with files in the place of those above.
     """
     folds = find_runs(runs)
+    check_runs(folds, partial=partial)
     _refuse_other_files(output_dir)
     group_of = gather(folds, output_dir / OOF)
     references = [r for r in read_run_references(folds.values()) if r.name in group_of]
@@ -94,35 +100,9 @@ def _refuse_other_files(output_dir: Path) -> None:
             )
 
 
-def find_runs(paths: Iterable[Path]) -> dict[str, Path]:
-    """The training folders among `paths` and directly below them, in order, by short names.
-
-    Raises:
-        UsageError: there is none, or one that is not finished.
-    """
-    found = []
-    for path in paths:
-        here = [path, *sorted(path.iterdir())] if path.is_dir() else []
-        runs = [one for one in here if (one / "splits.json").exists()]
-        if not runs:
-            raise UsageError(f"runs={path}: no training run in it; give the output_dir of train.py")
-        found += runs
-    for run in found:
-        if not (run / OOF / RECORD).exists():
-            raise UsageError(f"runs: {run} is not finished: repeat its command with resume=true")
-    unique = len({run.name for run in found}) == len(found)
-    return {run.name if unique else f"{n}-{run.name}": run for n, run in enumerate(found)}
-
-
 def gather(runs: Mapping[str, Path], oof_dir: Path) -> dict[str, str]:
-    """Bring the runs' `oof/` into one folder; the short name of each case's run.
-
-    Raises:
-        UsageError: a case in two runs.
-    """
-    predictions = read_predictions(
-        [run / OOF for run in runs.values()]
-    )  # refuses a case in two of them
+    """Bring the runs' `oof/` into one folder; the short name of each case's run."""
+    predictions = read_predictions([run / OOF for run in runs.values()])
     shutil.rmtree(oof_dir, ignore_errors=True)
     open_output(oof_dir, "gathered", overwrite=True)
     records: list[CaseRecord] = []
@@ -130,7 +110,7 @@ def gather(runs: Mapping[str, Path], oof_dir: Path) -> dict[str, str]:
     losses: dict[str, tuple[float, ...]] = {}
     facts: dict[str, Any] = {}
     for short, run in runs.items():
-        document = json.loads((run / OOF / "run.json").read_text())
+        document = json.loads((run / OOF / RECORD).read_text())
         for raw in document.pop("failures"):  # which evaluation counts as the worst
             group_of[raw["name"]] = short
             records.append(read_record(raw))
@@ -147,28 +127,6 @@ def gather(runs: Mapping[str, Path], oof_dir: Path) -> dict[str, str]:
     write_csv(oof_dir / "folds.csv", ["Names", "Run"], rows)
     close_output(oof_dir, records, facts)
     return group_of
-
-
-def read_run_references(runs: Iterable[Path]) -> list[Reference]:
-    """All cases of the dataset on which the runs were trained.
-
-    Raises:
-        UsageError: the runs were trained on different datasets.
-    """
-    data = {dataset_of(section["layout"], section["root"]) for section in map(_data_section, runs)}
-    if len(data) > 1:
-        roots = ", ".join(sorted(str(root) for _, root in data))
-        raise UsageError(f"runs: trained on different datasets ({roots}): give those of one")
-    ((layout, root),) = data
-    cases = read_cases(layout, root)
-    return [Reference(case.name, case.mask, case.subtype) for case in cases]
-
-
-def _data_section(run: Path) -> Mapping[str, Any]:
-    section = read_yaml(run / "config.yaml").get("data")
-    if not isinstance(section, dict) or not {"layout", "root"} <= section.keys():
-        raise UsageError(f"{run / 'config.yaml'}: names no dataset; restore it, or train again")
-    return section
 
 
 def make_ensemble(

@@ -24,7 +24,10 @@ def find_inputs(
     predictions, runs = _paths(options["predictions"]), _paths(options["runs"])
     references = options["references"]
     if runs and not (predictions or references):
-        folder, known = cross_validate(runs, output_dir, coverage=task.coverage, workers=workers)
+        partial = options["missing"] == "skip"
+        folder, known = cross_validate(
+            runs, output_dir, coverage=task.coverage, partial=partial, workers=workers
+        )
         return [folder], known
     if runs or not predictions or not references:
         raise UsageError("give predictions=DIR and references=DIR, or runs=[DIR,...] of all folds")

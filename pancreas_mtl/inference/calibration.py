@@ -101,7 +101,8 @@ def fit_temperature(
 
 def fit_ensemble_temperature(calibrations: Sequence[Calibration]) -> float:
     """That of the models' mean; 1 for a single model, or where their held-out cases differ."""
-    if len(calibrations) < 2 or len({one.cases for one in calibrations}) > 1:
+    held_out = {(one.cases, tuple(subtype for _, subtype in one.answers)) for one in calibrations}
+    if len(calibrations) < 2 or len(held_out) > 1:
         return 1.0
     subtypes = np.array([subtype for _, subtype in calibrations[0].answers], dtype=np.int64)
     raw = [np.array([p for p, _ in one.answers], dtype=np.float32) for one in calibrations]

@@ -53,6 +53,7 @@ class Origin:
     layout: str
     phantom: bool
     parts: tuple[Part, ...]
+    known: tuple[str, ...] = ()  # why the weights may know the cases that were held out
 
 
 def render_card(

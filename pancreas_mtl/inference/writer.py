@@ -167,7 +167,8 @@ def _subtype(probabilities: tuple[float, ...] | None) -> int | None:
 
 
 def _shares(record: CaseRecord) -> list[str]:
-    return [f"{value:.6f}" for value in record.subtype_probabilities or ()]
+    """All digits of a float32, since calibration compares new cases with what is read from here."""
+    return [f"{value:.9g}" for value in record.subtype_probabilities or ()]
 
 
 def _set(record: CaseRecord) -> str:

@@ -28,9 +28,6 @@ from pancreas_mtl.models.pooling import (
 )
 from pancreas_mtl.types import NUM_SUBTYPES, Evidence, Label, Plan, Triple
 
-LEAST_VOX = 0.5
-"""A region that has less of a case, in voxels, tells nothing of it."""
-
 
 class SubtypeHead(nn.Module):
     """The interface of a head; `features` of a case are `sums / weights`, (B, F).
@@ -46,6 +43,9 @@ class SubtypeHead(nn.Module):
 
     sees_image = False
     """Whether it can do without any stage."""
+
+    least_weight = 0.0
+    """What an average must weigh to say anything of a case."""
 
     def __init__(
         self, stages: Sequence[int], num_features: int, *, hidden: int, dropout: float
@@ -73,7 +73,8 @@ class SubtypeHead(nn.Module):
         weights = evidence.weights.float()
         means = evidence.sums.float() / weights.clamp_min(EPSILON)
         learn = self.classify[-1].weight.requires_grad  # a frozen head stays as it is
-        features = self.standardise(self.describe(means), weights >= LEAST_VOX, learn=bool(learn))
+        known = weights >= self.least_weight
+        features = self.standardise(self.describe(means), known, learn=bool(learn))
         logits: Tensor = self.classify(features)
         return logits
 
@@ -168,6 +169,7 @@ class LesionHead(SubtypeHead):
     """
 
     sees_image = True
+    least_weight = 0.5  # voxels of a region
 
     def __init__(
         self,

@@ -182,12 +182,17 @@ def case(group, gain, name="a"):
 
 def test_a_group_is_calibrated_by_the_others():
     """Fold a gains from the clean-up, fold b loses: each takes the other's advice."""
-    cases = [case("a", 0.2), case("a", 0.1), case("b", -0.5)]
+    cases = [case("a", 0.2), case("a", 0.1)] * 5 + [case("b", -0.5)] * 11
     each = cross_fit(cases, coverage=0.9, kind="out-of-fold")
     assert (each["a"].largest_pancreas, each["a"].largest_lesion) == (False, True)
     assert (each["b"].largest_pancreas, each["b"].largest_lesion) == (True, False)
-    assert len(each["a"].conformity) == 1
-    assert each["b"].fitted_on == "2 out-of-fold cases"
+    assert len(each["a"].conformity) == 11
+    assert each["b"].fitted_on == "10 out-of-fold cases"
+
+
+def test_a_few_cases_decide_on_no_clean_up():
+    fitted = fit([case("a", 0.2)] * 9, coverage=0.9, kind="x")
+    assert not fitted.largest_pancreas
 
 
 def test_the_subtypes_figures_owe_nothing_to_their_own_references():

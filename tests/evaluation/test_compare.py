@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pancreas_mtl.errors import UsageError
-from pancreas_mtl.evaluation.compare import compare, read_cases, write_comparisons
+from pancreas_mtl.evaluation.compare import compare, compare_rows, read_cases, write_comparisons
 from pancreas_mtl.evaluation.results import CaseResult, Metrics
 from pancreas_mtl.evaluation.scoring import REGIONS, MaskScores
 from pancreas_mtl.evaluation.table import render_comparison
@@ -29,14 +29,13 @@ class OnlyCases(Metrics):
         object.__setattr__(self, "cases", cases)
 
 
-def run(dsc, answers, *, names=None):
+def run(dsc, answers):
     """An evaluation of cases with these DSC in every region, and these subtypes."""
     cases = []
     for number, (value, answer) in enumerate(zip(dsc, answers, strict=True)):
         scores = RegionScores(value, value / 2, 1.0, 1.0, 5.0, 5.0, 0.0, 0.0)
         masks = MaskScores(dict.fromkeys(REGIONS, scores), LesionCounts(1, 1, 1))
-        name = names[number] if names else f"case{number}"
-        cases.append(CaseResult(name, False, masks, number % 3, answer, None, None))
+        cases.append(CaseResult(f"case{number}", False, masks, number % 3, answer, None, None))
     return OnlyCases(cases)
 
 
@@ -85,12 +84,22 @@ def test_p_values_are_corrected_for_their_number():
 
 
 def test_cases_are_paired_by_name_whatever_their_order():
-    names = [f"case{number}" for number in reversed(range(12))]
-    backwards = run(DSC[::-1], RIGHT, names=names)
-    found = compare(run(DSC, RIGHT), rows(backwards), task=TASK)
+    backwards = rows(run(DSC, RIGHT))[::-1]
+    found = compare(run(DSC, RIGHT), backwards, task=TASK)
     assert [one.paired.difference for one in found[:4]] == [0] * 4
-    fewer = compare(run(DSC, RIGHT), rows(backwards)[:5], task=TASK)
+    fewer = compare(run(DSC, RIGHT), backwards[:5], task=TASK)
     assert {one.n_cases for one in fewer} == {5}
+
+
+@pytest.mark.parametrize(
+    "change", [{"subtype": 2}, {"lesion_reference_volume_ml": 5.1}], ids=["subtype", "volume"]
+)
+def test_cases_of_one_name_but_other_references_are_not_compared(change):
+    others = rows(run(DSC, RIGHT))
+    others[3] |= change
+    with pytest.raises(UsageError, match="case3 has another reference there"):
+        compare(run(DSC, RIGHT), others, task=TASK)
+    assert {one.n_cases for one in compare_rows(rows(run(DSC, RIGHT)), others)} == {11}
 
 
 def test_a_metric_that_one_run_lacks_is_left_out():

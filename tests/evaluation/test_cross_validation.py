@@ -14,12 +14,8 @@ from pancreas_mtl.data.images import read_image, read_mask, to_source
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluate import main
 from pancreas_mtl.evaluation.calibrate import LESION_BIASES
-from pancreas_mtl.evaluation.cross_validation import (
-    cross_validate,
-    find_runs,
-    gather,
-    make_ensemble,
-)
+from pancreas_mtl.evaluation.cross_validation import cross_validate, make_ensemble
+from pancreas_mtl.evaluation.folds import check_runs, find_runs
 from pancreas_mtl.evaluation.held_out import (
     LOSSES,
     calibrate,
@@ -84,8 +80,10 @@ def runs(folder, cases):
         run = folder / "runs" / f"fold{fold}"
         network = MultitaskUNet(plan, NetworkConfig(**(MODEL | {"stages": (0, 1)})))
         save_bundle(run / "bundle", network.state_dict(), plan, config)
-        (run / "splits.json").write_text("{}")
-        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        held_out = [[case.name for case in cases[k::2]] for k in range(2)]
+        splits = {"folds": [{"validation": names} for names in held_out]}
+        (run / "splits.json").write_text(json.dumps(splits))
+        (run / "config.yaml").write_text(yaml.safe_dump(config | {"fold": fold}))
         predict_held_out(run / "bundle", cases[fold::2], run / "oof")
         folders.append(run)
     return folders
@@ -203,9 +201,51 @@ def test_the_ensemble_is_one_model(evaluated, runs, cases):
     assert together.conformal_set is not None
 
 
-def test_a_case_in_two_runs_is_refused(runs, tmp_path):
-    with pytest.raises(UsageError, match="each case may be predicted once"):
-        gather({"a": runs[0], "b": runs[0]}, tmp_path / "oof")
+def copied(run, folder, **config):
+    """A copy of a run, with other settings."""
+    shutil.copytree(run, folder)
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings | config))
+    return folder
+
+
+def test_a_case_in_two_runs_is_refused(runs):
+    with pytest.raises(UsageError, match=r"a and b both held out .*list the runs of one seed"):
+        check_runs({"a": runs[0], "b": runs[0]}, partial=True)
+
+
+def test_cases_that_no_run_held_out_are_told(runs, tmp_path):
+    with pytest.raises(UsageError, match=r"6 of 12 cases .*\(fold 1\): add these .*missing=skip"):
+        cross_validate(runs[:1], tmp_path / "cv", coverage=0.9)
+    assert not (tmp_path / "cv").exists()
+    _, references = cross_validate(runs[:1], tmp_path / "cv", coverage=0.9, partial=True)
+    assert len(references) == 6
+
+
+def test_the_official_split_is_whole_by_itself(runs, tmp_path):
+    check_runs({"a": copied(runs[0], tmp_path / "a", fold="official")}, partial=False)
+
+
+def test_a_run_that_knows_what_it_held_out_is_refused(runs, tmp_path):
+    run = copied(runs[0], tmp_path / "fold0")
+    facts = {"data": {"held_out_known_to": ["A was trained on fold 1 of the same data"]}}
+    (run / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(UsageError, match=r"fold0 may know .*\(A was trained.*; leave it out"):
+        check_runs({"fold0": run, "fold1": runs[1]}, partial=False)
+
+
+def test_runs_of_a_dataset_that_has_changed_are_refused(runs, tmp_path):
+    run = copied(runs[0], tmp_path / "fold0")
+    (run / "splits.json").write_text(json.dumps({"folds": []}))
+    with pytest.raises(UsageError, match="fold0 and fold1 divide the cases differently"):
+        check_runs({"fold0": run, "fold1": runs[1]}, partial=False)
+
+
+def test_other_settings_of_a_run_are_told(runs, tmp_path, caplog):
+    run = copied(runs[0], tmp_path / "fold0", seed=7, paths={"runs": "A"})
+    other = copied(runs[1], tmp_path / "fold1", seed=0)
+    check_runs({"fold0": run, "fold1": other}, partial=False)
+    assert [one.message for one in caplog.records] == ["runs: fold0 and fold1 differ in seed"]
 
 
 def test_a_held_out_case_that_failed_is_the_worst(runs, cases, tmp_path):

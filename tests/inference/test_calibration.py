@@ -88,6 +88,8 @@ def test_without_common_cases_there_is_nothing_to_fit():
     assert fit_ensemble_temperature([one, two]) != 1
     assert fit_ensemble_temperature([one]) == 1
     assert fit_ensemble_temperature([one, replace(two, cases="others")]) == 1
+    relabelled = tuple((p, (subtype + 1) % 3) for p, subtype in two.answers)
+    assert fit_ensemble_temperature([one, replace(two, answers=relabelled)]) == 1
     assert fit_ensemble_temperature([Calibration(), Calibration()]) == 1
 
 

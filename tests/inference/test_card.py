@@ -74,6 +74,14 @@ def test_phantoms_are_called_phantoms(bundle):
     assert "Trained on **phantoms**, which are drawings and not patients" in card(bundle)
 
 
+def test_weights_that_know_the_cases_are_told_beside_the_figures(bundle):
+    origin = Origin("quiz", phantom=False, parts=PARTS, known=("A was trained on fold 1",))
+    save_card(bundle, origin=origin, metrics=METRICS)
+    text = card(bundle)
+    assert "**The weights may have been trained on some of these cases: A was trained on" in text
+    assert "\n\n\n" not in text
+
+
 def test_an_imported_network_tells_where_it_is_from(tmp_path, plan, network):
     nnunet = {
         "dataset": "Dataset172",

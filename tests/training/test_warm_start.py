@@ -38,7 +38,7 @@ def test_what_does_not_fit_is_listed_and_left_as_it_was(bundle, plan, caplog):
         warm_start(fresh, WarmStart(pretrained=str(bundle)), coarse, run=RUN)
     assert torch.equal(fresh.subtype_head.classify[1].weight, before)
     assert "head 0 of 5" in caplog.text
-    assert "not taken, of another shape: subtype_head.standardise.mean" in caplog.text
+    assert "not taken, of another head: subtype_head.standardise.mean" in caplog.text
     assert "of the bundle, not in this network: subtype_head.classify.4.weight" in caplog.text
     assert "another spacing" in caplog.text
 
@@ -76,12 +76,46 @@ def test_weights_know_what_those_knew_that_they_were_started_from(
     assert f"{bundle} was trained on fold 0 of the same data" in caplog.text
 
 
-def test_names_by_what_became_of_them(plan, network):
+def test_a_bundle_that_trained_on_what_it_held_out_knows_it(bundle, network, plan, caplog):
+    config = {"model": {"head": "lesion", "stages": [0, 1]}, "overfit_cases": 4} | RUN
+    save_bundle(bundle, network.state_dict(), plan, config)
+    with caplog.at_level(logging.WARNING):
+        warm_start(other(plan), WarmStart(pretrained=str(bundle)), plan, run=RUN)
+    assert "fold 0 of the same data, its held-out cases as well, so its weights" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        NetworkConfig(head="gap", stages=(-1,), hidden=32),
+        NetworkConfig(stages=(0, 2)),  # the deeper stages are equally wide in this plan
+    ],
+    ids=["another kind", "other stages"],
+)
+def test_a_head_that_pools_otherwise_starts_at_random(plan, config):
+    widths = (plan.channels[0], *[plan.channels[1]] * (len(plan.channels) - 1))
+    plan = replace(plan, channels=widths)
+    ours, theirs = other(plan, config), MultitaskUNet(plan, HEAD)
+    before = {name: value.clone() for name, value in ours.subtype_head.state_dict().items()}
+    match = load_matching(ours, theirs)
+    assert not any(name.startswith("subtype_head") for name in match.taken)
+    assert "subtype_head.classify.1.bias" in match.other_head
+    for name, value in ours.subtype_head.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_stages_counted_from_either_end_are_the_same(plan):
+    ours = other(plan, NetworkConfig(stages=(0, 1 - len(plan.channels))))
+    assert "subtype_head.classify.1.weight" in load_matching(ours, MultitaskUNet(plan, HEAD)).taken
+
+
+def test_names_by_what_became_of_them(plan, network, monkeypatch):
     weights = network.state_dict()
     weights["new"] = torch.zeros(1)
     del weights["segmentation_heads.0.conv.conv.bias"]
     weights["segmentation_heads.1.conv.conv.bias"] = torch.zeros(7)
-    match = load_matching(other(plan), weights)
+    monkeypatch.setattr(network, "state_dict", lambda: weights)
+    match = load_matching(other(plan), network)
     assert match.unused == ("new",)
     assert match.missing == ("segmentation_heads.0.conv.conv.bias",)
     assert match.other_shape == ("segmentation_heads.1.conv.conv.bias",)
