@@ -299,12 +299,13 @@ def test_overwriting_removes_what_an_earlier_run_left_of_its_cases(tmp_path):
 
 def test_a_finished_prediction_is_not_overwritten(predictor, tmp_path):
     open_output(tmp_path, "x", overwrite=False)
-    close_output(tmp_path, [CaseRecord("a", "a.nii.gz", (0.2, 0.3, 0.5), 0.1)], {})
+    sure = (1e-8, 0.3, float(np.float32(1 - 1e-7)))  # what six digits would round to 0 and 1
+    close_output(tmp_path, [CaseRecord("a", "a.nii.gz", sure, 0.1)], {})
     with pytest.raises(UsageError, match="finished prediction"):
         open_output(tmp_path, "x", overwrite=False)
     assert (tmp_path / "subtype_results.csv").read_text() == "Names,Subtype\na.nii.gz,2\n"
     assert (tmp_path / "subtype_probabilities.csv").read_text() == (
-        "Names,p0,p1,p2\na.nii.gz,0.200000,0.300000,0.500000\n"
+        "Names,p0,p1,p2\na.nii.gz,1e-08,0.3,0.999999881\n"
     )
 
 

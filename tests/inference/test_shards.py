@@ -65,7 +65,7 @@ def test_a_part_without_answers_does_not_take_the_sets_from_the_others(tmp_path)
         close_output(folder, [record], {"versions": {}, "fingerprint": "A"})
     assert join_shards(tmp_path, 2)
     table = (tmp_path / "subtype_probabilities.csv").read_text().splitlines()
-    assert table == ["Names,p0,p1,p2,conformal_set", "case0.nii.gz,0.200000,0.300000,0.500000,0|2"]
+    assert table == ["Names,p0,p1,p2,conformal_set", "case0.nii.gz,0.2,0.3,0.5,0|2"]
 
 
 def test_failures_are_told_again_before_and_after_the_join(tmp_path):
