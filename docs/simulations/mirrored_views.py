@@ -3,16 +3,15 @@
     python docs/simulations/mirrored_views.py outputs/bench-accuracy/small mirrored
 
 takes the networks of one configuration of `bench_accuracy`, predicts the test cases with every
-preset, and prints each metric's mean over the seeds with its 95 % interval over cases, and the
-difference to `accurate`, paired by case. Predictions lie in `views/` beside the trials; those that
-are there are kept.
+preset, and prints the tables of `bench_accuracy`, with differences to `accurate`. Predictions lie
+in `views/` beside the trials; those that are there are kept.
 """
 
 import subprocess
 import sys
 from pathlib import Path
 
-from pancreas_mtl.evaluation.trial_table import TITLES, read_outcomes, summarise
+from pancreas_mtl.evaluation.trial_table import read_outcomes, render_markdown, summarise
 from pancreas_mtl.evaluation.trials import Laboratory, Trial
 from pancreas_mtl.inference.predictor import PRESETS
 
@@ -20,7 +19,9 @@ from pancreas_mtl.inference.predictor import PRESETS
 def main(folder: Path, configuration: str) -> None:
     seeds = sorted(int(p.name[4:]) for p in (folder / "trials" / configuration).glob("seed*"))
     views = Laboratory(folder / "views")
-    trials = [Trial(preset, seed, ()) for preset in PRESETS for seed in seeds]
+    trials = [
+        Trial(preset, seed, (), members=(configuration,)) for preset in PRESETS for seed in seeds
+    ]
     for trial in trials:
         predictions, evaluation = (views.folder(trial) / n for n in ("predictions", "evaluation"))
         if not (evaluation / "metrics.json").exists():
@@ -29,14 +30,8 @@ def main(folder: Path, configuration: str) -> None:
             run("predict.py", f"input={folder / 'data/test'}", f"output_dir={predictions}", *how)
             where = [f"references={folder / 'data/references'}", f"output_dir={evaluation}"]
             run("-m", "pancreas_mtl.evaluate", f"predictions={predictions}", *where)
-    for line in sorted(summarise(read_outcomes(trials, views)), key=lambda one: one.metric):
-        text = f"{TITLES[line.metric]}, {line.configuration}: {line.mean:.3f}"
-        if line.ci95_cases:
-            text += " [{:.3f}, {:.3f}]".format(*line.ci95_cases)
-        text += ", each " + " ".join(f"{value:.3f}" for value in line.per_seed.values())
-        if line.difference is not None and line.difference_ci95:
-            text += ", {:+.3f} [{:+.3f}, {:+.3f}]".format(line.difference, *line.difference_ci95)
-        print(text)
+    outcomes = read_outcomes(trials, views)
+    print(render_markdown(summarise(outcomes), outcomes, title=f"{configuration}, by presets"))
 
 
 def run(*arguments: str) -> None:

@@ -25,6 +25,7 @@ from pancreas_mtl.metrics.subtype import macro_f1
 from pancreas_mtl.types import UNKNOWN
 
 Row = Mapping[str, Any]
+Pair = tuple[Row, Row]
 MEANS = ("whole_pancreas_dsc", "whole_pancreas_nsd", "lesion_dsc", "lesion_nsd")
 REFERENCE_VOLUMES = ("whole_pancreas_reference_volume_ml", "lesion_reference_volume_ml")
 SAME_VOLUME = 1e-3  # relative: headers round the spacing
@@ -99,28 +100,24 @@ def compare_rows(
     rows: Sequence[Row], others: Sequence[Row], *, resamples: int = 2000
 ) -> list[Comparison]:
     """The same for the cases of two `metrics.json`; pairs of different references are left out."""
-    found = [
-        *(_of_means(key, rows, others, resamples) for key in MEANS),
-        _of_macro_f1(rows, others, resamples),
-    ]
+    pairs = [pair for pair in _of_one_name(rows, others) if _same_reference(*pair)]
+    found = [*(_of_means(key, pairs, resamples) for key in MEANS), _of_macro_f1(pairs, resamples)]
     comparisons = [one for one in found if one is not None]
     corrected = holm([one.paired.p_value for one in comparisons])
     return [replace(one, p_corrected=p) for one, p in zip(comparisons, corrected, strict=True)]
 
 
-def _of_means(
-    key: str, rows: Sequence[Row], others: Sequence[Row], resamples: int
-) -> Comparison | None:
-    pairs = [(a[key], b[key]) for a, b in _paired(rows, others) if _both(key, a, b)]
-    if not pairs:
+def _of_means(key: str, pairs: Sequence[Pair], resamples: int) -> Comparison | None:
+    values = [(a[key], b[key]) for a, b in pairs if _both(key, a, b)]
+    if not values:
         return None
-    first, second = np.array(pairs, dtype=np.float64).T
+    first, second = np.array(values, dtype=np.float64).T
     paired = paired_difference(mean, first, second, resamples=resamples)
-    return _comparison(key, len(pairs), float(first.mean()), float(second.mean()), paired)
+    return _comparison(key, len(values), float(first.mean()), float(second.mean()), paired)
 
 
-def _of_macro_f1(rows: Sequence[Row], others: Sequence[Row], resamples: int) -> Comparison | None:
-    pairs = [(a, b) for a, b in _paired(rows, others) if _both("subtype", a, b)]
+def _of_macro_f1(pairs: Sequence[Pair], resamples: int) -> Comparison | None:
+    pairs = [(a, b) for a, b in pairs if _both("subtype", a, b)]
     answers = np.array([[_answer(a), _answer(b)] for a, b in pairs], dtype=np.int64)
     if (answers.reshape(-1, 2) == UNKNOWN).all(axis=0).any():
         return None
@@ -148,11 +145,7 @@ def _comparison(
     return Comparison(metric, n_cases, value, other, paired, paired.p_value, optimism)
 
 
-def _paired(rows: Sequence[Row], others: Sequence[Row]) -> list[tuple[Row, Row]]:
-    return [pair for pair in _of_one_name(rows, others) if _same_reference(*pair)]
-
-
-def _of_one_name(rows: Sequence[Row], others: Sequence[Row]) -> list[tuple[Row, Row]]:
+def _of_one_name(rows: Sequence[Row], others: Sequence[Row]) -> list[Pair]:
     by_name = {row["name"]: row for row in others}
     return [(row, by_name[row["name"]]) for row in rows if row["name"] in by_name]
 

@@ -74,10 +74,11 @@ def cross_validate(
             `check_runs`, or an output folder with files in the place of those above.
     """
     folds = find_runs(runs)
+    everything = read_run_references(folds.values())
     check_runs(folds, partial=partial)
     _refuse_other_files(output_dir)
     group_of = gather(folds, output_dir / OOF)
-    references = [r for r in read_run_references(folds.values()) if r.name in group_of]
+    references = [r for r in everything if r.name in group_of]
     cases = read_held_out(output_dir / OOF, references, group_of, workers=workers)
     by_group = cross_fit(cases, coverage=coverage, kind=KIND)
     write_calibrated(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,40 +69,37 @@ def check_runs(runs: Mapping[str, Path], *, partial: bool) -> None:
                 f"runs: {first} and {other} divide the cases differently, so the dataset has "
                 "changed between them; train them anew"
             )
-    _refuse_shared_cases(runs)
+    held_out = _owners(runs)
     configs = {short: _config(run) for short, run in runs.items()}
     if not partial:
-        _refuse_missing_cases(runs, splits[first], {str(c.get("fold")) for c in configs.values()})
+        folds = {str(config.get("fold")) for config in configs.values()}
+        _refuse_missing_cases(held_out, splits[first], folds)
     for other in others:
         ours, theirs = configs[first], configs[other]
         if changed := [k for k in ours if k not in FREE and ours[k] != theirs.get(k)]:
             log.warning("runs: %s and %s differ in %s", first, other, ", ".join(changed))
 
 
-def held_out_by(run: Path) -> set[str]:
-    """The names of the cases that a run held out, those among them that failed."""
-    document = _record(run / OOF / RECORD)
-    return {raw["name"] for raw in (*document["failures"], *document["cases"])}
-
-
-def _refuse_shared_cases(runs: Mapping[str, Path]) -> None:
+def _owners(runs: Mapping[str, Path]) -> dict[str, str]:
+    """The run that held out each case, those that failed among them; refuses a case of two."""
     owner: dict[str, str] = {}
     for short, run in runs.items():
-        for name in sorted(held_out_by(run)):
+        document = _record(run / OOF / RECORD)
+        for name in sorted(raw["name"] for raw in (*document["failures"], *document["cases"])):
             if (first := owner.setdefault(name, short)) != short:
                 raise UsageError(
                     f"runs: {first} and {short} both held out {name}; list the runs of one "
                     "seed and one setting: runs=[A,B,...]"
                 )
+    return owner
 
 
 def _refuse_missing_cases(
-    runs: Mapping[str, Path], splits: Mapping[str, Any], folds: set[str]
+    held_out: Collection[str], splits: Mapping[str, Any], folds: Collection[str]
 ) -> None:
     numbered = {n: set(split["validation"]) for n, split in enumerate(splits["folds"])}
     expected = set().union(*numbered.values()) if folds != {OFFICIAL} else set()
-    missing = expected.difference(*map(held_out_by, runs.values()))
-    if missing:
+    if missing := expected.difference(held_out):
         where = ", ".join(str(n) for n, names in numbered.items() if names & missing)
         raise UsageError(
             f"runs: {len(missing)} of {len(expected)} cases were held out by none of them "

@@ -243,7 +243,8 @@ def render_markdown(lines: Sequence[Line], outcomes: Sequence[Outcome], *, title
             cells = [heading, *COLUMNS, f"minus {lines[0].configuration}"]
             parts.append("\n".join([f"| {' | '.join(cells)} |", "|---" * len(cells) + "|", *rows]))
     times = [f"{name} {np.mean(values):.0f}" for name, values in minutes.items()]
-    parts.append(f"Minutes of training and validation: {', '.join(times)}.")
+    if times:
+        parts.append(f"Minutes of training and validation: {', '.join(times)}.")
     parts += _revisions(outcomes)
     return "\n\n".join(parts) + "\n"
 

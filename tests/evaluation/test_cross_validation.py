@@ -14,7 +14,7 @@ from pancreas_mtl.data.images import read_image, read_mask, to_source
 from pancreas_mtl.errors import UsageError
 from pancreas_mtl.evaluate import main
 from pancreas_mtl.evaluation.calibrate import LESION_BIASES
-from pancreas_mtl.evaluation.cross_validation import cross_validate, make_ensemble
+from pancreas_mtl.evaluation.cross_validation import cross_validate, gather, make_ensemble
 from pancreas_mtl.evaluation.folds import check_runs, find_runs
 from pancreas_mtl.evaluation.held_out import (
     LOSSES,
@@ -209,7 +209,9 @@ def copied(run, folder, **config):
     return folder
 
 
-def test_a_case_in_two_runs_is_refused(runs):
+def test_a_case_in_two_runs_is_refused(runs, tmp_path):
+    with pytest.raises(UsageError, match="each case may be predicted once"):
+        gather({"a": runs[0], "b": runs[0]}, tmp_path / "oof")
     with pytest.raises(UsageError, match=r"a and b both held out .*list the runs of one seed"):
         check_runs({"a": runs[0], "b": runs[0]}, partial=True)
 
@@ -239,6 +241,13 @@ def test_runs_of_a_dataset_that_has_changed_are_refused(runs, tmp_path):
     (run / "splits.json").write_text(json.dumps({"folds": []}))
     with pytest.raises(UsageError, match="fold0 and fold1 divide the cases differently"):
         check_runs({"fold0": run, "fold1": runs[1]}, partial=False)
+
+
+def test_runs_of_two_datasets_are_told_as_such(runs, tmp_path):
+    run = copied(runs[0], tmp_path / "fold0", data={"layout": "quiz", "root": str(tmp_path / "B")})
+    (run / "splits.json").write_text(json.dumps({"folds": []}))
+    with pytest.raises(UsageError, match=r"trained on different datasets .*: give those of one"):
+        cross_validate([run, runs[1]], tmp_path / "cv", coverage=0.9)
 
 
 def test_other_settings_of_a_run_are_told(runs, tmp_path, caplog):
